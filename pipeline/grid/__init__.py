@@ -1,0 +1,1 @@
+"""Grids: layout, tokens, schedule, spans."""

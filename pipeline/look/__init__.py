@@ -1,0 +1,1 @@
+"""Looking at a dataset: show, stats, preview, export."""

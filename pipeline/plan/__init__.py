@@ -1,0 +1,1 @@
+"""Plans: segments and the order between them. Knows no tokenizer."""

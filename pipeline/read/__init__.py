@@ -1,0 +1,1 @@
+"""Reading: files, containers and formats, up to a Conversation."""
