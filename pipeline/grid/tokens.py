@@ -1,0 +1,222 @@
+"""The content tokenizer: text to tokens and back, byte for byte (DESIGN §5).
+
+It is derived once from the tokenizer that is given: no text can become a control token, and nothing is normalised away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+BUILTIN = "builtin"
+_BUILTIN_PATH = Path(__file__).with_name("builtin.tokenizer.json")
+
+#: Texts that are encoded in one call: enough to be fast, few enough to keep a call's objects small.
+_BATCH_TEXTS = 1024
+_BATCH_CHARS = 1 << 20
+
+Ids = NDArray[np.int32]
+
+
+class Tokenizer:
+    """A content tokenizer, its byte table, and what the manifest says of it.
+
+    Pickling sends the JSON and builds the object again: the library forgets ``encode_special_tokens`` on the way.
+    """
+
+    def __init__(self, name: str, source_sha256: str, content_json: str) -> None:
+        self.name = name
+        self.source_sha256 = source_sha256
+        #: The derived tokenizer as it is stored beside the dataset.
+        self.json = content_json
+        self._tokenizer = tokenizers.Tokenizer.from_str(content_json)
+        self._tokenizer.encode_special_tokens = True
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        #: The largest token id plus one; new ids follow.
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self.vocabulary = vocabulary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.name, self.source_sha256, self.json)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content tokenizer's JSON."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that content can never become."""
+        return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _byte_table(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """For every id the number of bytes it stands for, where they begin in the third array, and all bytes."""
+        pieces = [b""] * self.vocab_size
+        added = self._tokenizer.get_added_tokens_decoder()
+        byte_level = _byte_level_alphabet() if '"ByteLevel"' in json.dumps(json.loads(self.json)["decoder"]) else None
+        for text, token_id in self.vocabulary.items():
+            if token_id in added or byte_level is None:
+                pieces[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+            else:
+                pieces[token_id] = bytes([byte_level[char] for char in text])
+        sizes = np.array([len(piece) for piece in pieces], np.int64)
+        return sizes, np.cumsum(sizes) - sizes, np.frombuffer(b"".join(pieces), np.uint8)
+
+    def byte_lengths(self, ids: Ids) -> NDArray[np.int64]:
+        """The number of bytes that every token stands for."""
+        return self._byte_table[0][ids]
+
+    def to_bytes(self, ids: Ids) -> NDArray[np.uint8]:
+        """The bytes that the tokens stand for, joined; an id beyond the vocabulary (silence, end) stands for none."""
+        sizes, begins, table = self._byte_table
+        if len(ids) and int(ids.max()) >= self.vocab_size:
+            ids = ids[ids < self.vocab_size]
+        length = sizes[ids]
+        ends = np.cumsum(length)
+        total = int(ends[-1]) if len(ends) else 0
+        return table[np.repeat(begins[ids] - (ends - length), length) + np.arange(total)]
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
+        """Tokens of all texts, one after another, and how many each text has."""
+        ids: list[Ids] = [np.empty(0, np.int32)]
+        counts: list[int] = []
+        for batch in _batches(texts):
+            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+            counts.extend(map(len, encoded))
+            flat: list[int] = []
+            for token_ids in encoded:
+                flat += token_ids
+            ids.append(np.array(flat, np.int32))
+        return np.concatenate(ids), np.array(counts, np.int64)
+
+    def decode(self, ids: Ids) -> str:
+        """The text of a span, its end marker left out."""
+        return self.to_bytes(ids).tobytes().decode("utf-8")
+
+    def token_id(self, text: str, what: str) -> int:
+        """The id of a control token, or of a text that is exactly one token. ``what`` names the option for the error."""
+        if text in self.vocabulary:
+            return int(self.vocabulary[text])
+        ids, _ = self.encode([text])
+        if len(ids) != 1:
+            raise UserError(
+                f"{what}: '{text}' is {len(ids)} tokens in tokenizer '{self.name}'; give a text that is one token, "
+                f"or null for a new token id"
+            )
+        return int(ids[0])
+
+
+def load_tokenizer(given: str) -> Tokenizer:
+    """The content tokenizer of ``builtin``, a ``tokenizer.json``, a directory that holds one, or a hub name.
+
+    Raises :class:`UserError` where there is none, or where it does not give back a probe text byte for byte.
+    """
+    name, source = _read(given)
+    try:
+        document = json.loads(source)
+        tokenizer = Tokenizer(name, hashlib.sha256(source).hexdigest(), _content_json(document))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a malformed file
+        raise UserError(f"--tokenizer {given}: not a tokenizer.json that the tokenizers library reads: {error}") from None
+    _probe(tokenizer, given)
+    return tokenizer
+
+
+def _read(given: str) -> tuple[str, bytes]:
+    if given == BUILTIN:
+        return BUILTIN, _BUILTIN_PATH.read_bytes()
+    path = Path(given)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    try:
+        if path.exists():
+            # Only the name: a dataset does not depend on where its tokenizer lay.
+            return path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.name, path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--tokenizer {given}: cannot be read: {error.strerror}") from None
+    if path.suffix == ".json" or given.startswith((".", "/", "~")) or given.count("/") > 1:
+        raise UserError(f"--tokenizer {given}: no such file; give a tokenizer.json, a directory with one, or '{BUILTIN}'")
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return given, Path(hf_hub_download(given, "tokenizer.json")).read_bytes()
+    except Exception as error:  # noqa: BLE001 - the hub client raises many types, all of which mean "not available"
+        raise UserError(
+            f"--tokenizer {given}: neither a file nor a tokenizer that the hub gave ({type(error).__name__}); "
+            f"give a tokenizer.json, a directory with one, a hub name, or '{BUILTIN}'"
+        ) from None
+
+
+def _content_json(document: dict[str, Any]) -> str:
+    """The given tokenizer with every non-blank added token marked special and Unicode normalisers removed."""
+    document = dict(document)
+    document["added_tokens"] = [
+        token | {"special": True} if token["content"].strip() else token for token in document.get("added_tokens", [])
+    ]
+    document["normalizer"] = _without_unicode(document.get("normalizer"))
+    document["truncation"] = document["padding"] = document["post_processor"] = None
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def _without_unicode(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    if normalizer is None or normalizer["type"] in ("NFC", "NFD", "NFKC", "NFKD"):
+        return None
+    if normalizer["type"] == "Sequence":
+        kept = [n for n in map(_without_unicode, normalizer["normalizers"]) if n is not None]
+        return normalizer | {"normalizers": kept} if kept else None
+    return normalizer
+
+
+def _probe(tokenizer: Tokenizer, given: str) -> None:
+    for text in _probe_texts(tokenizer):
+        ids, _ = tokenizer.encode([text])
+        decoded = tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        if decoded != text or tokenizer.to_bytes(ids).tobytes() != text.encode():
+            raise UserError(
+                f"--tokenizer {given}: it does not give back every text byte for byte "
+                f"({text[:40]!r} came back as {decoded[:40]!r}), so no dataset made with it would be faithful; "
+                f"use a byte-level tokenizer (GPT-2, Llama 3, Qwen, …) or '{BUILTIN}'"
+            )
+        if not tokenizer.control_ids.isdisjoint(ids.tolist()):
+            raise UserError(f"--tokenizer {given}: the text {text[:40]!r} becomes a control token")
+
+
+def _probe_texts(tokenizer: Tokenizer) -> Iterator[str]:
+    yield " Two  spaces,\ttabs,\r\nlines\n\n\n   and an end. "
+    yield "don't  CAN'T 1234567890 3.14 x==y;  {\"a\": [1, 2]} ▁ Ġ Ċ"
+    yield "e\u0301 \u00e9 \u212b \ufb01 \u2126 \u1100\u1161 가 日本語、中文。 العربية हिन्दी ไทย 👩\u200d👩\u200d👧 👍🏽 \ufeff\u200b\u2028 \U000e0041"
+    yield "".join(map(chr, range(0x100)))
+    # every byte that UTF-8 can have: lead bytes up to F4, continuation bytes 80-BF
+    yield "".join(map(chr, [*range(0x100, 0x800, 64), *range(0x800, 0xD800, 4096), *range(0xE000, 0x110000, 4096)]))
+    yield "".join(chr(0x10000 + i) for i in range(64))
+    yield "<|im_end|> <think>x</think> <|endoftext|> </s> <tool_call> [INST]" + "".join(
+        token for token, i in sorted(tokenizer.vocabulary.items()) if i in tokenizer.control_ids
+    )
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    begin = chars = 0
+    for index, text in enumerate(texts):
+        if index > begin and (index - begin == _BATCH_TEXTS or chars + len(text) > _BATCH_CHARS):
+            yield texts[begin:index]
+            begin, chars = index, 0
+        chars += len(text)
+    if begin < len(texts):
+        yield texts[begin:]
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte that every character of a byte-level vocabulary stands for (the GPT-2 table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,82 @@
+"""Plans: segments plus the order between them (DESIGN §2, §3). A plan knows no tokenizer.
+
+A plan is stored as one JSON line and can be scheduled again for another tokenizer, lag or layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from pipeline.errors import Reason, Rejected
+from pipeline.read.conversation import Part
+
+#: ``(d, n)``: all of segment d (n is None), or its first n tokens, must have been said.
+Dependency = tuple[int, int | None]
+
+
+class Segment(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A piece of a part, or generated text, that is never interrupted."""
+
+    stream: str
+    #: Index of the part that it is cut from; -1 for generated text.
+    part: int
+    #: First Unicode code point within the part, and the one after the last.
+    begin: int
+    end: int
+    #: Only for generated segments.
+    text: str | None = None
+    after: tuple[Dependency, ...] = ()
+    #: Rows to wait after every dependency.
+    lag: int = 0
+    #: First row at which it may start.
+    earliest: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True, gc=False):
+    """The plan of one conversation: what one line of ``plans/`` holds."""
+
+    id: str
+    segments: list[Segment]
+
+
+_decoder = msgspec.json.Decoder(Plan)
+
+
+def decode(line: bytes) -> Plan:
+    """Read one plan line. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    return _decoder.decode(line)
+
+
+def check_plan(segments: Sequence[Segment], parts: Sequence[Part], routes: Mapping[str, Sequence[str]]) -> None:
+    """Check a plan that came from outside against the conversation that it is for.
+
+    ``routes`` gives, for a role, the streams that its parts may stand in. Every part must be covered from its first
+    code point to its last, in order and in one stream; dependencies must point backwards.
+    Raises :class:`Rejected` (``plan_invalid``) saying which segment is wrong.
+    """
+    covered = [0] * len(parts)
+    seen: dict[int, str] = {}
+    for number, segment in enumerate(segments):
+        if any(not 0 <= d < number for d, _ in segment.after):
+            raise _invalid(number, "it waits for a segment that does not come before it in the plan")
+        if any(n is not None and n < 0 for _, n in segment.after) or segment.lag < 0 or segment.earliest < 0:
+            raise _invalid(number, "a number of tokens or rows is negative")
+        if segment.part == -1 and segment.text is not None:
+            continue
+        if not 0 <= segment.part < len(parts):
+            raise _invalid(number, f"the conversation has no part {segment.part}")
+        part = parts[segment.part]
+        if segment.stream not in routes[part.role] or seen.setdefault(segment.part, segment.stream) != segment.stream:
+            raise _invalid(number, f"a {part.role} part does not go to stream '{segment.stream}'")
+        if segment.begin != covered[segment.part] or not segment.begin <= segment.end <= len(part.text):
+            raise _invalid(number, f"part {segment.part} is not cut without gaps")
+        covered[segment.part] = segment.end
+    for index, part in enumerate(parts):
+        if index not in seen or covered[index] != len(part.text):
+            raise Rejected(Reason.PLAN_INVALID, f"part {index} is not covered by the plan")
+
+
+def _invalid(number: int, message: str) -> Rejected:
+    return Rejected(Reason.PLAN_INVALID, f"segment {number}: {message}")

@@ -1,0 +1,119 @@
+"""``wait-k``: the answer follows the input at a distance of k units.
+
+Answer unit t (from 1) waits for input unit min(k + t - 1, last) of its turn. What is not an answer to a user keeps the
+default edges: thoughts, calls, results, and answers that follow results.
+
+The input units of a turn are those of its user parts; where a turn has none (an instruction alone), those of its
+system parts. A system text before a user part is context, and is read first.
+
+With ``unit: token`` the answer is one segment that starts when k tokens of the user part have been said. Both streams
+then advance one token per row, so every later token keeps the distance. Where several user parts come in a row, the
+tokens are counted from the last of them: a plan knows no tokenizer, so it cannot count across parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+from pipeline.layout import Layout
+from pipeline.plan.edges import Edges
+from pipeline.plan.plan import Dependency, Segment
+from pipeline.plan.segments import sentences
+from pipeline.read.conversation import Part
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``k``: units to wait for before the first answer unit; ``full``: all of them."""
+
+    unit: Literal["sentence", "token"] = "sentence"
+    k: Annotated[int, msgspec.Meta(ge=0)] | Literal["full"] = 1
+
+
+class Planner:
+    """Paces the answers of a turn by its input."""
+
+    def __init__(self, layout: Layout, options: Options) -> None:
+        self._layout = layout
+        self._stream = {role: (layout.lanes(target) or [target])[0] for role, target in layout.roles.items()}
+        self._by_sentence = options.unit == "sentence"
+        self._k = options.k
+
+    def __call__(self, parts: Sequence[Part]) -> list[Segment]:
+        edges = Edges(self._layout)
+        pace = _Pace(self._k, self._by_sentence)
+        for index, part in enumerate(parts):
+            after = edges.default(part)
+            edges.begin(part, after)
+            role = part.role
+            size = len(part.text)
+            if role == "user" or role == "system":
+                ends = sentences(part.text) if self._by_sentence else [size]
+                ends = ends or [0]
+                added = edges.add(part, index, self._stream[role], ends, [after] + [()] * (len(ends) - 1))
+                pace.read(role, added, edges.block_after)
+            elif role == "answer" and pace.open:
+                ends = sentences(part.text) if self._by_sentence else [size]
+                first = tuple([(d, None) for d in edges.thought])
+                edges.add(part, index, self._stream[role], ends or [0], pace.follow(len(ends) or 1, first))
+            else:
+                if role == "result":
+                    pace.close()
+                edges.add(part, index, self._stream[role], [size], [after])
+        return edges.segments
+
+
+class _Pace:
+    """The input units of the newest turn, and how many answer units have followed them."""
+
+    def __init__(self, k: int | str, by_sentence: bool) -> None:
+        self._k = k
+        self._by_sentence = by_sentence
+        self._units: range | list[int] = []
+        self._from_system = False
+        self._followed = 0
+        self._block_after: tuple[Dependency, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Whether an answer that comes now is paced by input units."""
+        return len(self._units) > 0
+
+    def read(self, role: str, segments: range, block_after: tuple[Dependency, ...]) -> None:
+        """Input segments of a user or system part have come."""
+        new_turn = self._followed > 0 or self._from_system != (role == "system") or not self._by_sentence
+        self._units = list(segments) if new_turn else [*self._units, *segments]
+        self._from_system = role == "system"
+        self._followed = 0
+        self._block_after = block_after
+
+    def close(self) -> None:
+        """A result has come: what follows waits for all results instead."""
+        self._units = []
+
+    def follow(self, count: int, first: tuple[Dependency, ...]) -> list[tuple[Dependency, ...]]:
+        """The edges of the next ``count`` answer units; the first of them also waits for ``first``."""
+        edges: list[tuple[Dependency, ...]] = [()] * count
+        units, followed, k = self._units, self._followed, self._k
+        last = len(units) - 1
+        if k == "full":
+            if not followed:
+                edges[0] = ((units[last], None),)
+        elif not self._by_sentence:
+            if not followed:
+                edges[0] = ((units[last], int(k)),)
+        else:
+            # Unit t waits for unit min(k + t - 1, last), both from 1. The stream's own order carries an edge to the
+            # units after it, so an edge is written only where it waits for something new.
+            for t in range(followed, min(followed + count, max(last + 2 - int(k), followed + 1))):
+                waits = min(int(k) + t - 1, last)
+                if waits >= 0:
+                    edges[t - followed] = ((units[waits], None),)
+            if int(k) == 0 and not followed:
+                edges[0] = self._block_after  # the first unit waits for nothing that is read in this turn
+        self._followed += count
+        if first:
+            edges[0] = (*edges[0], *first)
+        return edges
