@@ -88,17 +88,15 @@ class Tokenizer:
         return table[np.repeat(begins[ids] - (ends - length), length) + np.arange(total)]
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
-        """Tokens of all texts, one after another, and how many each text has."""
-        ids: list[Ids] = [np.empty(0, np.int32)]
-        counts: list[int] = []
-        for batch in _batches(texts):
-            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
-            counts.extend(map(len, encoded))
-            flat: list[int] = []
-            for token_ids in encoded:
-                flat += token_ids
-            ids.append(np.array(flat, np.int32))
-        return np.concatenate(ids), np.array(counts, np.int64)
+        """Tokens of all texts, one after another, and how many each text has.
+
+        Meant for batches of about a megabyte (:func:`batches`): larger ones leave the processor's cache.
+        """
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        flat: list[int] = []
+        for token_ids in encoded:
+            flat += token_ids
+        return np.array(flat, np.int32), np.array(list(map(len, encoded)), np.int64)
 
     def decode(self, ids: Ids) -> str:
         """The text of a span, its end marker left out."""
@@ -115,6 +113,18 @@ class Tokenizer:
                 f"or null for a new token id"
             )
         return int(ids[0])
+
+
+def batches(texts: Sequence[str]) -> Iterator[range]:
+    """Ranges of texts that are worth encoding in one call."""
+    begin = chars = 0
+    for index, text in enumerate(texts):
+        if index > begin and (index - begin == _BATCH_TEXTS or chars + len(text) > _BATCH_CHARS):
+            yield range(begin, index)
+            begin, chars = index, 0
+        chars += len(text)
+    if begin < len(texts):
+        yield range(begin, len(texts))
 
 
 def load_tokenizer(given: str) -> Tokenizer:
@@ -202,17 +212,6 @@ def _probe_texts(tokenizer: Tokenizer) -> Iterator[str]:
     yield "<|im_end|> <think>x</think> <|endoftext|> </s> <tool_call> [INST]" + "".join(
         token for token, i in sorted(tokenizer.vocabulary.items()) if i in tokenizer.control_ids
     )
-
-
-def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    begin = chars = 0
-    for index, text in enumerate(texts):
-        if index > begin and (index - begin == _BATCH_TEXTS or chars + len(text) > _BATCH_CHARS):
-            yield texts[begin:index]
-            begin, chars = index, 0
-        chars += len(text)
-    if begin < len(texts):
-        yield texts[begin:]
 
 
 def _byte_level_alphabet() -> dict[str, int]:

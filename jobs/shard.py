@@ -1,0 +1,92 @@
+"""The unit of work: read, convert and commit one shard. The same function in this process and in a Ray actor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.convert import ShardConverter
+from pipeline.grid.ids import TokenIds
+from pipeline.grid.tokens import Tokenizer
+from pipeline.read.cut import Cut, records
+from pipeline.recipe import Recipe
+from pipeline.store import commit
+from pipeline.store.format import data_path, plans_path, quarantine_path
+from pipeline.store.manifest import File, Shard, Source
+from pipeline.store.place import Place
+from pipeline.store.plans import StoredPlans
+
+
+class Setup(NamedTuple):
+    """What every worker of a run needs; picklable."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    ids: TokenIds
+    out: Place
+    #: The dataset whose plans are scheduled again, if any.
+    plans: StoredPlans | None
+
+
+class Task(NamedTuple):
+    """One shard to convert."""
+
+    number: int
+    cut: Cut
+
+
+class Done(NamedTuple):
+    """A finished shard and what it cost."""
+
+    number: int
+    shard: Shard
+    seconds: float
+    #: The largest memory that the worker's process has had so far, in bytes.
+    peak_rss: int
+
+
+class ShardWorker:
+    """Converts shards, one at a time."""
+
+    def __init__(self, setup: Setup) -> None:
+        # One worker is one core: threads of the tokenizer would only take it from the other workers.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._setup = setup
+        self._converter = ShardConverter(setup.recipe, setup.tokenizer, setup.ids)
+
+    def run(self, task: Task) -> Done:
+        """Convert one shard and commit it: its files first, the commit last."""
+        started = time.perf_counter()
+        setup, cut, number = self._setup, task.cut, task.number
+        plans = setup.plans.of(cut.file, cut.first, cut.count) if setup.plans is not None else None
+        files = self._converter.convert(cut.file, cut.format, records(cut, setup.recipe.read), plans)
+
+        def put(path: str, data: bytes) -> File:
+            setup.out.put(path, data)
+            return File(path, len(data), hashlib.sha256(data).hexdigest())
+
+        data = put(data_path(number), files.data)
+        shard = Shard(
+            path=data.path,
+            rows=files.counts.rows,
+            bytes=data.bytes,
+            sha256=data.sha256,
+            tokens=files.counts.tokens,
+            plans=put(plans_path(number), files.plans),
+            quarantine=put(quarantine_path(number), files.quarantine) if files.quarantine else None,
+            source=Source(cut.file, cut.first, cut.count),
+            counts=files.counts,
+        )
+        commit.write(setup.out, number, shard)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Done(number, shard, time.perf_counter() - started, peak)
+
+
+def is_same_shard(shard: Shard, cut: Cut) -> bool:
+    """Whether a finished shard holds the records of a cut."""
+    return msgspec.structs.astuple(shard.source) == (cut.file, cut.first, cut.count)

@@ -1,0 +1,139 @@
+"""Recipes: layout + planner + options, in one YAML file, by name (DESIGN §4).
+
+An expanded recipe, its layout included, is everything besides inputs and tokenizer that decides what the bytes of a
+dataset are. It stands in the manifest in full.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from pipeline import schema
+from pipeline.errors import UserError
+from pipeline.layout import Layout, load_layout
+from pipeline.plan.planners import PLANNERS, expand_options
+from pipeline.plan.route import Filter
+from pipeline.read.cut import ReadOptions
+from pipeline.read.formats import FORMATS
+from pipeline.resources import find_yaml
+
+
+class RowLimit(msgspec.Struct, frozen=True):
+    """The most rows a grid may have, and what happens to a conversation that has more."""
+
+    max: int | None = None
+    long: Literal["quarantine", "truncate", "window"] = "quarantine"
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """An expanded recipe."""
+
+    name: str
+    layout: Layout
+    planner: str
+    options: dict[str, Any]
+    read: ReadOptions
+    filter: Filter
+    rows: RowLimit
+    description: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as it stands in the manifest: every default written out, the layout by its name."""
+        read = {name: getattr(self.read, name) for name in ("format", "messages_field", "max_record_bytes", "limit")}
+        return {
+            "name": self.name,
+            "description": self.description,
+            "layout": self.layout.name,
+            "planner": self.planner,
+            "options": self.options,
+            "read": read,
+            "filter": msgspec.to_builtins(self.filter),
+            "rows": msgspec.to_builtins(self.rows),
+            "shard": {"records": self.read.shard_records, "bytes": self.read.shard_bytes},
+        }
+
+
+def load_recipe(
+    given: str, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A shipped recipe by name or a YAML file by path, with ``KEY=VALUE`` settings applied.
+
+    ``overrides`` maps dotted keys (``read.format``) to values that other command line options set.
+    Raises :class:`UserError` naming file or option, key and remedy.
+    """
+    path = find_yaml("recipes", given)
+    document = schema.load_yaml("recipe", path)
+    for setting in settings:
+        key, value = _parse_setting(setting)
+        _set(document, key, value, f"--set {setting}")
+    for key, value in (overrides or {}).items():
+        _set(document, key, value, key)
+    schema.check("recipe", document, f"recipe {given}" if settings else str(path))
+    return expand(document, str(path), path.parent)
+
+
+def expand(document: Mapping[str, Any], where: str, base: Path | None = None) -> Recipe:
+    """Fill in the defaults of a recipe that satisfies the schema. ``base``: where relative layout paths start."""
+    options = expand_options(document["planner"], document.get("options", {}))
+    read = dict(document.get("read", {}))
+    shard = document.get("shard", {})
+    formats = ["auto", *FORMATS]
+    if read.get("format", "auto") not in formats:
+        raise UserError(f"{where}: read.format: '{read['format']}' is not a format; known: {', '.join(formats)}")
+    return Recipe(
+        name=document["name"],
+        description=document.get("description", ""),
+        layout=load_layout(document["layout"], base, options.get("lanes")),
+        planner=document["planner"],
+        options=options,
+        read=ReadOptions(**read, **{f"shard_{key}": value for key, value in shard.items()}),
+        filter=Filter(**document.get("filter", {})),
+        rows=RowLimit(**document.get("rows", {})),
+    )
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {setting}: write KEY=VALUE, for example --set k=3")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {setting}: the value is not valid YAML") from None
+
+
+def _set(document: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set one key: an option of the planner, a top-level key, or a dotted path such as ``shard.records``."""
+    planner = document["planner"]
+    options = list(PLANNERS[planner].Options.__struct_fields__) if planner in PLANNERS else []
+    sections = {name: list(rule["properties"]) for name, rule in _sections().items()}
+    first, _, rest = key.partition(".")
+    if key in options:
+        document.setdefault("options", {})[key] = value
+    elif first == "options" and rest in options:
+        document.setdefault("options", {})[rest] = value
+    elif first in options and rest:  # an entry of an option that is a mapping, such as priority.search=1
+        document.setdefault("options", {}).setdefault(first, {})[rest] = value
+    elif key in ("layout", "planner", "name", "description"):
+        if key == "planner" and value != planner:
+            document["options"] = {}
+        document[key] = value
+    elif first in sections and rest in sections[first]:
+        document.setdefault(first, {})[rest] = value
+    else:
+        known = [*options, "layout", "planner"] + [f"{s}.{name}" for s, names in sections.items() for name in names]
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{where}: no such option; {hint}known for planner {planner}: {', '.join(known)}")
+
+
+def _sections() -> dict[str, Any]:
+    return {
+        name: rule for name, rule in schema.load("recipe")["properties"].items() if "properties" in rule
+    }

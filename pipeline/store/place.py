@@ -1,0 +1,157 @@
+"""A place for files, on a disk or behind any URL that ``pyarrow.fs`` opens, where a file is either there or not.
+
+On a disk a file is written under a temporary name in ``_work/``, synced and renamed. An object store shows an object
+only when its upload is complete, which is the same promise.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipeline.errors import UserError
+from pipeline.store.format import WORK
+
+
+class Place:
+    """A directory that holds a dataset. Picklable: workers open it by its location."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.local = "://" not in location or location.startswith("file://")
+        try:
+            if self.local:
+                path = location.removeprefix("file://")
+                self._fs: Any = pafs.LocalFileSystem()
+                self._root = str(Path(path).expanduser().absolute())
+            else:
+                self._fs, self._root = pafs.FileSystem.from_uri(location)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{location}: not a place that can be opened: {error}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Place, (self.location,)
+
+    def __str__(self) -> str:
+        return self.location
+
+    def path(self, name: str = "") -> str:
+        """The full path of a file in this place."""
+        return f"{self._root}/{name}" if name else self._root
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file so that it is either whole or not there, also after a power cut."""
+        try:
+            if self.local:
+                self._put_local(name, data)
+            else:
+                with self._fs.open_output_stream(self.path(name)) as stream:
+                    stream.write(data)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"{self.path(name)}: the disk is full. Free some space and run the same command again: "
+                    f"finished shards are kept"
+                ) from None
+            raise UserError(f"{self.path(name)}: cannot be written: {error}") from None
+
+    def _put_local(self, name: str, data: bytes) -> None:
+        target = Path(self.path(name))
+        temporary = Path(self.path(WORK)) / f"{uuid.uuid4().hex}.tmp"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def get(self, name: str) -> bytes | None:
+        """A file's bytes, or None where there is no such file."""
+        try:
+            with self._fs.open_input_stream(self.path(name)) as stream:
+                data: bytes = stream.read()
+                return data
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{self.path(name)}: cannot be read: {error}") from None
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file to read at random, memory-mapped where it is on a disk. Raises FileNotFoundError."""
+        if self.local:
+            return pa.memory_map(self.path(name))
+        return self._fs.open_input_file(self.path(name))
+
+    def sha256(self, name: str) -> str | None:
+        """The hash of a file, or None where there is no such file."""
+        digest = hashlib.sha256()
+        try:
+            with self._fs.open_input_stream(self.path(name)) as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
+
+    def names(self, folder: str = "") -> list[str]:
+        """The files below a folder, as names relative to this place, sorted."""
+        selector = pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
+        root = len(self._root) + 1
+        try:
+            return sorted(info.path[root:] for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File)
+        except OSError as error:
+            raise UserError(f"{self.path(folder)}: cannot be listed: {error}") from None
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it is there."""
+        try:
+            self._fs.delete_file(self.path(name))
+        except FileNotFoundError:
+            return
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder and all below it, if it is there."""
+        if self.local:
+            shutil.rmtree(self.path(folder), ignore_errors=True)
+        else:
+            self._fs.delete_dir_contents(self.path(folder), missing_dir_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second run on this machine away. The system releases the lock of a process that dies."""
+        if not self.local:
+            yield
+            return
+        path = Path(self.path(WORK)) / "lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("wb")
+        except OSError as error:
+            raise UserError(f"--out {self.location}: cannot be written: {error.strerror}") from None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"--out {self.location}: another run is writing there; wait for it to end") from None
+            yield
