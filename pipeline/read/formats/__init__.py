@@ -1,0 +1,60 @@
+"""Formats: one module each, with ``matches(record, field)`` and ``read(record, field)``.
+
+A new format is a module and a line here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from pipeline.read.conversation import Conversation
+from pipeline.read.formats import alpaca, harmony, openai, prompt_completion, sharegpt
+
+
+class Format(Protocol):
+    """What a format's module offers. ``record`` is decoded JSON, ``field`` names the messages, or None."""
+
+    def matches(self, record: Any, field: str | None = None) -> bool:
+        """The record looks like this format."""
+
+    def read(self, record: Any, field: str | None = None) -> Conversation:
+        """The conversation. Raises Rejected."""
+
+
+#: By name, the most specific first: the first that matches a record is its format.
+REGISTRY: dict[str, Format] = {
+    "harmony": harmony,
+    "openai": openai,
+    "sharegpt": sharegpt,
+    "alpaca": alpaca,
+    "prompt-completion": prompt_completion,
+}
+
+FORMATS = tuple(REGISTRY)
+
+#: The format of a file in which no record was recognised.
+UNKNOWN = "unknown"
+
+#: A file's format is decided by its first records that parse.
+DETECT_RECORDS = 32
+
+
+def format_of(record: Any, field: str | None = None) -> str | None:
+    """The format of one decoded record, or None."""
+    return next((name for name, module in REGISTRY.items() if module.matches(record, field)), None)
+
+
+def detect(records: Iterable[Any], field: str | None = None) -> str | None:
+    """The format of a file, from its first decoded records: the one that most of them have, or None.
+
+    Harmony wins where any record has it: it reads plain messages as well, and conversations without thoughts
+    have no channels. Among equals the more specific one is taken.
+    """
+    votes = Counter(name for record in records if (name := format_of(record, field)) is not None)
+    if not votes:
+        return None
+    if votes["harmony"]:
+        return "harmony"
+    return max(FORMATS, key=lambda name: votes[name])
