@@ -275,22 +275,22 @@ def _format_by_range(file: InputFile, scan: FileScan, options: ReadOptions) -> s
     if options.format != "auto":
         return options.format
     head = chain.from_iterable(
-        _read_range(
-            Cut(
-                file.name,
-                file.location,
-                scan.container,
-                "",
-                piece.first,
-                piece.count,
-                piece.offset,
-                piece.length,
-            ),
-            options,
-        )
-        for piece in scan.slices
+        _read_range(_cut(file, scan, piece, UNKNOWN), options) for piece in scan.slices
     )
     return _detect(_head(head), options)
+
+
+def _cut(file: InputFile, scan: FileScan, piece: Slice, format: str) -> Cut:
+    return Cut(
+        file=file.name,
+        location=file.location,
+        container=scan.container,
+        format=format,
+        first=piece.first,
+        count=piece.count,
+        offset=piece.offset,
+        length=piece.length,
+    )
 
 
 def _payload_cuts(file: InputFile, scan: FileScan, options: ReadOptions, limit: int | None) -> Iterator[Cut]:
@@ -312,12 +312,12 @@ def _payload_cuts(file: InputFile, scan: FileScan, options: ReadOptions, limit: 
         def close() -> Cut:
             position = min(scan.size, source.position)
             return Cut(
-                file.name,
-                file.location,
-                scan.container,
-                format,
-                payload[0].number,
-                len(payload),
+                file=file.name,
+                location=file.location,
+                container=scan.container,
+                format=format,
+                first=payload[0].number,
+                count=len(payload),
                 payload=payload,
                 position=position,
             )
@@ -346,7 +346,7 @@ def _split_source(source: ByteSource, container: str, options: ReadOptions) -> I
 
 
 def _unpacked_parquet(source: ByteSource, scan: FileScan, options: ReadOptions) -> Iterator[Record]:
-    """The rows of a Parquet file that is compressed as a whole, or one record that says why there are none."""
+    """The rows of a Parquet file that is compressed as a whole, or one record that says what is wrong."""
     from pipeline.read.containers.parquet import open_parquet, read_rows
 
     with tempfile.TemporaryFile() as unpacked:

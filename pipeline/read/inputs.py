@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -193,13 +193,12 @@ def _list_url(url: str, pattern: str | None) -> Iterator[InputFile]:
         infos = filesystem.get_file_info(FileSelector(path, recursive=True))
     except OSError as error:
         raise unreadable(url, error) from None
-    fits = _matcher(pattern) if pattern is not None else None
     everything = pattern is not None and _names_ending(pattern)
     for info in infos:
         if info.type != FileType.File:
             continue
         name = info.path[len(path.rstrip("/")) + 1 :]
-        if fits is not None and not fits.fullmatch(name):
+        if pattern is not None and not _fits(name.split("/"), pattern.split("/")):
             continue
         hidden = any(part.startswith(".") for part in name.split("/"))
         if not hidden and (everything or _wanted(info.base_name)):
@@ -230,15 +229,13 @@ def _fixed_prefix(pattern: str, wild: re.Pattern[str]) -> str:
     return pattern[: pattern.rfind("/", 0, match.start() if match else None) + 1]
 
 
-def _matcher(pattern: str) -> re.Pattern[str]:
-    """A glob over ``/``-separated paths: ``**`` is any number of folders, ``*`` stays within one."""
-    folders = [
-        "(?:[^/]+/)*" if part == "**" else f"{translate(part)[4:-3].replace('.*', '[^/]*')}/"
-        for part in pattern.split("/")[:-1]
-    ]
-    last = pattern.split("/")[-1]
-    file = ".*" if last == "**" else translate(last)[4:-3].replace(".*", "[^/]*")
-    return re.compile("".join(folders) + file, re.DOTALL)
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path fit those of a glob: ``**`` is any number of folders, ``*`` stays within one."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_fits(path[skip:], pattern[1:]) for skip in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
 
 
 def _distinct(files: list[InputFile]) -> list[InputFile]:

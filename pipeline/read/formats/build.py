@@ -63,7 +63,7 @@ class Builder:
     def result(
         self, text: str, message: int, seconds: float | None = None, call_id: Any = None, name: Any = None
     ) -> None:
-        """A tool's result: for the call with that id, else the oldest open one, of that name if there is one."""
+        """A tool's result: for the call with that id, else the oldest open one, if possible of that name."""
         call = self._calls.answered_by(call_id, name) if self._calls is not None else None
         if call is None:
             said = f"id {call_id!r}" if call_id else "no id"
