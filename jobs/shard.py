@@ -38,6 +38,8 @@ class Task(NamedTuple):
 
     number: int
     cut: Cut
+    #: Bytes of the input file, as stored, that it stands for.
+    input_bytes: int
 
 
 class Done(NamedTuple):
@@ -45,6 +47,7 @@ class Done(NamedTuple):
 
     number: int
     shard: Shard
+    input_bytes: int
     seconds: float
     #: The largest memory that the worker's process has had so far, in bytes.
     peak_rss: int
@@ -84,7 +87,7 @@ class ShardWorker:
         )
         commit.write(setup.out, number, shard)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return Done(number, shard, time.perf_counter() - started, peak)
+        return Done(number, shard, task.input_bytes, time.perf_counter() - started, peak)
 
 
 def is_same_shard(shard: Shard, cut: Cut) -> bool:

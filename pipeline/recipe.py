@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.layout import Layout, load_layout
 from pipeline.plan.planners import PLANNERS, expand_options
 from pipeline.plan.route import Filter
-from pipeline.read.cut import ReadOptions
+from pipeline.read.options import ReadOptions
 from pipeline.read.formats import FORMATS
 from pipeline.resources import find_yaml
 
@@ -96,6 +96,12 @@ def expand(document: Mapping[str, Any], where: str, base: Path | None = None) ->
         filter=Filter(**document.get("filter", {})),
         rows=RowLimit(**document.get("rows", {})),
     )
+
+
+def from_manifest(recipe: Mapping[str, Any], layout: Mapping[str, Any]) -> Recipe:
+    """The recipe that a manifest holds."""
+    schema.check("recipe", dict(recipe), "recipe")
+    return expand({**recipe, "layout": layout}, "recipe")
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

@@ -215,11 +215,16 @@ def _line_slices(found: Iterable[Record], options: ReadOptions) -> Iterator[Slic
         count += 1
         size += record.length
         end = record.offset + record.length
-        if count >= options.shard_records or size >= options.shard_bytes:
+        if _full(count, size, options):
             yield Slice(first, count, offset, end - offset)
             count = size = 0
     if count:
         yield Slice(first, count, offset, end - offset)
+
+
+def _full(count: int, size: int, options: ReadOptions) -> bool:
+    """Where a shard closes: the same for files that are read by range and for those that are read through."""
+    return count >= options.shard_records or size >= options.shard_bytes
 
 
 def _parquet_slices(file: InputFile, options: ReadOptions) -> tuple[Slice, ...]:
@@ -324,8 +329,8 @@ def _payload_cuts(file: InputFile, scan: FileScan, options: ReadOptions, limit: 
 
         for record in islice(found, limit):
             payload.append(record)
-            size += record.length if record.raw is not None else 0
-            if len(payload) >= options.shard_records or size >= options.shard_bytes:
+            size += record.length
+            if _full(len(payload), size, options):
                 yield close()
                 payload, size = [], 0
         if payload:

@@ -230,7 +230,7 @@ def _fixed_prefix(pattern: str, wild: re.Pattern[str]) -> str:
 
 
 def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the parts of a path fit those of a glob: ``**`` is any number of folders, ``*`` stays within one."""
+    """Whether a path fits a glob, both in parts: ``**`` is any number of folders, ``*`` stays in one."""
     if not pattern:
         return not path
     if pattern[0] == "**":

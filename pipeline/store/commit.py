@@ -50,6 +50,12 @@ def open_manifest(out: Place) -> Manifest | None:
     return None if data is None else manifest.decode(data, out.path(MANIFEST))
 
 
+def unfinished(out: Place) -> dict[str, Any] | None:
+    """The identity of the run that was under way, or None where there is none."""
+    known = out.get(_IDENTITY)
+    return None if known is None else json.loads(known)
+
+
 def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
     """Make ``out`` ready for a run: new, resumed, or cleared with ``fresh``.
 
@@ -57,7 +63,7 @@ def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
     """
     names = out.names()
     foreign = [name for name in names if name not in _OWN and not name.startswith(_OWN_FOLDERS)]
-    known = out.get(_IDENTITY)
+    known = unfinished(out)
     finished_before = open_manifest(out) if not fresh else None
     if foreign and known is None and MANIFEST not in names:
         raise UserError(
@@ -67,7 +73,7 @@ def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
     if fresh:
         clear(out)
     elif known is not None or finished_before is not None:
-        before = json.loads(known) if known is not None else manifest.identity_of(finished_before)  # type: ignore[arg-type]
+        before = known if known is not None else manifest.identity_of(finished_before)  # type: ignore[arg-type]
         differing = manifest.differences(before, identity)
         if differing:
             state = "a finished dataset" if known is None else "an unfinished run"

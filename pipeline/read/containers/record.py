@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipeline.errors import Reason
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as HASH
 
 #: White space of JSON. Narrower than ``bytes.strip()``: a vertical tab belongs to the record.
 BLANK = b" \t\r\n"
@@ -49,10 +53,12 @@ class Pending:
 
     def _reset(self) -> None:
         self._pieces: list[bytes] = []
-        self._hash = None if self._limit >= 0 else hashlib.sha256()
         self._size = 0  # bytes added
-        self._trimmed = 0  # bytes up to the last one that is not white space
-        self._trimmed_hash = self._hash
+        # Only when they are no longer held: the hash of all bytes, and of those up to the last that is not white
+        # space, and the number of those.
+        self._hash: HASH | None = None
+        self._trimmed_hash: HASH | None = None
+        self._trimmed = 0
 
     @property
     def empty(self) -> bool:
@@ -98,9 +104,7 @@ class Pending:
             record = Record(number, raw, offset, len(raw))
         else:
             assert self._trimmed_hash is not None
-            message = f"{self._trimmed:,} bytes, more than read.max_record_bytes = {self._limit:,}"
-            digest = self._trimmed_hash.digest()
-            record = Record(number, None, offset, self._trimmed, Reason.TOO_LARGE, message, digest)
+            record = _oversized(number, offset, self._trimmed, self._limit, self._trimmed_hash.digest())
         self._reset()
         return record
 
@@ -116,8 +120,9 @@ class Pending:
 
 def oversized(number: int, raw: bytes, offset: int, limit: int) -> Record:
     """The record that stands for ``raw``, of which only length and hash are kept."""
-    pending = Pending(-1)
-    pending.add(raw)
-    record = pending.take(number, offset)
-    message = f"{len(raw):,} bytes, more than read.max_record_bytes = {limit:,}"
-    return msgspec.structs.replace(record, message=message)
+    return _oversized(number, offset, len(raw), limit, hashlib.sha256(raw).digest())
+
+
+def _oversized(number: int, offset: int, length: int, limit: int, sha256: bytes) -> Record:
+    message = f"{length:,} bytes, more than read.max_record_bytes = {limit:,}"
+    return Record(number, None, offset, length, Reason.TOO_LARGE, message, sha256)

@@ -87,11 +87,11 @@ class ByteSource:
 
     def _gunzip(self) -> Iterator[bytes]:
         member = zlib.decompressobj(wbits=31)
-        inside = False
+        inside = finished = False  # in the middle of a member; behind at least one
         for chunk in self._raw():
             piece = chunk
             while piece:
-                if not inside and self.position > len(chunk):
+                if finished and not inside:
                     piece = piece.lstrip(b"\0")  # padding behind a member, as gzip itself allows
                     if not piece:
                         break
@@ -105,7 +105,7 @@ class ByteSource:
                 inside, piece = not member.eof, member.unused_data if member.eof else member.unconsumed_tail
                 if member.eof:
                     member = zlib.decompressobj(wbits=31)
-                    piece = piece.lstrip(b"\0")
+                    finished = True
         if inside or self.position == 0:
             raise CorruptStream(f"gzip: the file ends inside a member, at byte {self.position:,}")
 

@@ -1,0 +1,141 @@
+"""What a person sees of a run: one bar on a terminal, plain lines with the same facts elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pipeline.store.counts import Counts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from jobs.shard import Done
+
+#: Seconds between plain lines; the first comes sooner, so that a log shows that something happens.
+_EVERY = 10.0
+_FIRST = 3.0
+
+
+class Progress:
+    """Counts what is done, and shows it on ``console`` (None: shows nothing)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._doing = ""
+        self._began = time.monotonic()
+        self._next_line = 0.0
+        self._total = 0
+        self._bytes = 0
+        self._bytes_now = 0
+        self.counts = Counts()
+        #: Shards that an earlier run had finished.
+        self.kept_shards = 0
+        #: Tokens converted by this run.
+        self.tokens_now = 0
+        #: The largest memory of any worker, in bytes.
+        self.peak_rss = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since conversion began."""
+        return time.monotonic() - self._began
+
+    def begin_scan(self, total: int, files: int) -> None:
+        """Hashing of all inputs begins: ``total`` bytes."""
+        self._begin(f"reading {files} file{'s' if files != 1 else ''}", total)
+
+    def scanned(self, count: int) -> None:
+        """``count`` more bytes have been hashed."""
+        self._advance(count)
+
+    def begin_convert(self, total: int, where: str) -> None:
+        """Conversion of ``total`` bytes of input begins."""
+        self._begin("converting", total)
+        self._where = where
+        if self._console is not None and not self._console.is_terminal:
+            self._console.print(f"converting {_size(total)} of input, {where}", highlight=False)
+
+    def kept(self, counts: Counts, input_bytes: int) -> None:
+        """A shard was there already."""
+        self.kept_shards += 1
+        self.counts += counts
+        self._bytes_now -= input_bytes  # not work of this run: it does not count for the ETA
+        self._advance(input_bytes)
+
+    def finished(self, done: Done) -> None:
+        """A shard has been converted."""
+        self.counts += done.shard.counts
+        self.tokens_now += done.shard.tokens
+        self.peak_rss = max(self.peak_rss, done.peak_rss)
+        self._advance(done.input_bytes)
+
+    def _begin(self, doing: str, total: int) -> None:
+        self._doing, self._total, self._bytes, self._bytes_now = doing, total, 0, 0
+        self._began = time.monotonic()
+        self._next_line = self._began + _FIRST
+        if self._console is None or not self._console.is_terminal:
+            return
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._bar.add_task(doing, total=max(total, 1), facts="")
+        self._bar.start()
+
+    def _advance(self, count: int) -> None:
+        self._bytes += count
+        self._bytes_now += count
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count, facts=self._facts())
+        elif self._console is not None and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _EVERY
+            share = self._bytes / max(self._total, 1)
+            facts = ", ".join(fact for fact in (self._facts(), self._remaining()) if fact)
+            self._console.print(f"{self._doing}: {share:.0%}, {facts}", highlight=False, soft_wrap=True)
+
+    def _facts(self) -> str:
+        if self._doing != "converting":
+            return ""
+        rate = self.tokens_now / max(self.seconds, 1e-9)
+        return f"{self.counts.rows:,} grids · {_count(rate)} tokens/s · {self.counts.quarantined:,} quarantined"
+
+    def _remaining(self) -> str:
+        if self._bytes_now <= 0:
+            return ""
+        seconds = int(self.seconds * (self._total - self._bytes) / self._bytes_now)
+        return f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def _count(value: float) -> str:
+    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"

@@ -1,0 +1,61 @@
+"""Running the quarantine again: a run that converts the shards with rejected records once more.
+
+The shards without any are kept by their commits, so this is an ordinary run that resumes, and can be killed like one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jobs.run import RunOptions
+from pipeline.errors import UserError
+from pipeline.grid.tokens import Tokenizer
+from pipeline.read.inputs import InputFile, resolve_inputs
+from pipeline.recipe import from_manifest
+from pipeline.store import commit, manifest
+from pipeline.store.format import RUN, TOKENIZER
+from pipeline.store.manifest import Manifest
+from pipeline.store.place import Place
+
+
+def shards_with_quarantine(made: Manifest) -> set[int]:
+    """The numbers of the shards in which a record was rejected."""
+    return {number for number, shard in enumerate(made.shards) if shard.quarantine is not None}
+
+
+def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
+    """The options of the run that retries the dataset at ``location``.
+
+    Raises :class:`UserError` where there is no dataset, nothing in quarantine, or an input is gone.
+    """
+    out = Place(location)
+    made = commit.open_manifest(out)
+    identity = manifest.identity_of(made) if made is not None else commit.unfinished(out)
+    run, tokenizer = out.get(RUN), out.get(TOKENIZER)
+    if identity is None or run is None or tokenizer is None:
+        raise UserError(
+            f"{location}: no finished dataset to retry; an unfinished run goes on with its own convert command"
+        )
+    if made is not None and not shards_with_quarantine(made):
+        raise UserError(f"{location}: nothing is in quarantine, so there is nothing to retry")
+    about: dict[str, Any] = json.loads(run)
+    return RunOptions(
+        files=[_input(name, about["inputs"].get(name), location) for name in identity["inputs"]],
+        out=location,
+        recipe=from_manifest(identity["recipe"], identity["layout"]),
+        tokenizer=Tokenizer(
+            identity["tokenizer"]["name"], identity["tokenizer"]["source_sha256"], tokenizer.decode()
+        ),
+        plans=about.get("plans"),
+        workers=workers,
+        ray=ray,
+        again=shards_with_quarantine,
+    )
+
+
+def _input(name: str, location: str | None, dataset: str) -> InputFile:
+    if location is None:
+        raise UserError(f"{dataset}: {RUN} does not say where the input {name} is; use convert instead")
+    (found,) = resolve_inputs([location])
+    return InputFile(name, found.location, found.size)

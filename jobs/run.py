@@ -1,0 +1,200 @@
+"""A whole run: scan the inputs, refuse or resume, convert what is missing, commit, write the manifest last."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.executor import Executor, InProcess
+from jobs.progress import Progress
+from jobs.shard import Setup, Task, is_same_shard
+from pipeline.errors import UserError
+from pipeline.grid.ids import token_ids
+from pipeline.grid.tokens import Tokenizer
+from pipeline.read.cut import FileScan, cuts, scan
+from pipeline.read.inputs import InputFile, redact
+from pipeline.recipe import Recipe
+from pipeline.store import commit, manifest
+from pipeline.store.manifest import Input, Manifest, Shard
+from pipeline.store.place import Place
+from pipeline.store.plans import StoredPlans
+
+#: Below this many bytes of input, starting Ray takes longer than it saves.
+_WORTH_RAY = 24 << 20
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is asked to do. Only ``files``, ``recipe``, ``tokenizer`` and ``plans`` decide what the bytes are."""
+
+    files: Sequence[InputFile]
+    out: str
+    recipe: Recipe
+    tokenizer: Tokenizer
+    #: The dataset whose plans are scheduled again.
+    plans: str | None = None
+    #: None: as many as there are CPUs.
+    workers: int | None = None
+    #: ``auto``, ``local``, ``off``, or the address of a cluster.
+    ray: str = "auto"
+    fresh: bool = False
+    #: Shards that a finished dataset shall have converted again (``pipeline retry``).
+    again: Callable[[Manifest], set[int]] | None = None
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a run did."""
+
+    manifest: Manifest
+    out: str
+    seconds: float
+    #: Shards that were converted now; the others were there already.
+    converted_shards: int
+    #: Attempts that were lost with their workers.
+    lost_attempts: int
+
+
+def run(options: RunOptions, progress: Progress) -> Summary:
+    """Convert all inputs into one dataset. Running the same again resumes, and gives the same bytes.
+
+    Raises :class:`UserError` with the remedy where the run cannot begin or go on. Whatever ends it, a KeyboardInterrupt
+    or kill -9 too, finished shards stay.
+    """
+    started = time.time()
+    recipe, tokenizer, out = options.recipe, options.tokenizer, Place(options.out)
+    ids = token_ids(recipe.layout, tokenizer)
+    plans = _open_plans(options.plans)
+    files = options.files
+    with out.lock():
+        scans = _scan(files, recipe, progress)
+        plans_fingerprint = plans.fingerprint if plans else None
+        hashes = [(file.name, scanned.sha256) for file, scanned in zip(files, scans, strict=True)]
+        identity = manifest.identity(recipe, tokenizer, hashes, plans_fingerprint)
+        before = None if options.fresh else commit.open_manifest(out)
+        if before is not None and options.again is not None and manifest.identity_of(before) == identity:
+            commit.reopen(out, before, options.again(before))
+        elif before is not None and manifest.identity_of(before) == identity:
+            return Summary(before, options.out, time.time() - started, 0, 0)
+        commit.begin(out, identity, options.fresh)
+        done = commit.finished(out)
+        setup = Setup(recipe, tokenizer, ids, out, plans)
+        shards, records, lost = _convert(options, setup, files, scans, done, progress)
+        if not shards:
+            raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
+        made = manifest.build_manifest(
+            recipe,
+            tokenizer,
+            ids,
+            plans_fingerprint,
+            [Input(f.name, s.size, s.sha256, records.get(f.name, 0)) for f, s in zip(files, scans, strict=True)],
+            shards,
+        )
+        converted = len(shards) - progress.kept_shards
+        commit.finish(out, made, tokenizer.json, _run_json(options, files, started, converted, lost, progress))
+    return Summary(made, options.out, time.time() - started, converted, lost)
+
+
+def _scan(files: Sequence[InputFile], recipe: Recipe, progress: Progress) -> list[FileScan]:
+    progress.begin_scan(sum(file.size for file in files), len(files))
+    return [scan(file, recipe.read, progress.scanned) for file in files]
+
+
+def _open_plans(location: str | None) -> StoredPlans | None:
+    if location is None:
+        return None
+    place = Place(location)
+    made = commit.open_manifest(place)
+    if made is None:
+        raise UserError(f"--plans {location}: no dataset: there is no dataset.json in it")
+    return StoredPlans.open(place, made)
+
+
+def _convert(
+    options: RunOptions,
+    setup: Setup,
+    files: Sequence[InputFile],
+    scans: Sequence[FileScan],
+    finished: dict[int, Shard],
+    progress: Progress,
+) -> tuple[list[Shard], dict[str, int], int]:
+    """Convert the shards that are missing. All shards in order, the records of every file, and lost attempts."""
+    shards: dict[int, Shard] = {}
+    records: dict[str, int] = {}
+    size = sum(scan.size for scan in scans)
+
+    def missing() -> Iterator[Task]:
+        for task in _tasks(files, scans, setup.recipe):
+            cut = task.cut
+            records[cut.file] = cut.first + cut.count
+            shard = finished.get(task.number)
+            if shard is not None and is_same_shard(shard, cut):
+                shards[task.number] = shard
+                progress.kept(shard.counts, task.input_bytes)
+            else:
+                yield task
+
+    with _executor(options, size) as executor:
+        progress.begin_convert(size, executor.description)
+        for result in executor.run(setup, missing()):
+            shards[result.number] = result.shard
+            progress.finished(result)
+    return [shards[number] for number in sorted(shards)], records, executor.lost
+
+
+def _tasks(files: Sequence[InputFile], scans: Sequence[FileScan], recipe: Recipe) -> Iterator[Task]:
+    """All shards of all files, numbered in order."""
+    number = 0
+    left = recipe.read.limit
+    for file, scanned in zip(files, scans, strict=True):
+        position = 0
+        for cut in cuts(file, scanned, recipe.read, left):
+            yield Task(number, cut, cut.position - position)
+            number += 1
+            position = cut.position
+            if left is not None:
+                left -= cut.count
+        if left == 0:
+            return
+
+
+def _executor(options: RunOptions, size: int) -> Executor:
+    """Where to convert. ``auto``: a cluster that is there; else Ray here, where it pays; else this process."""
+    where, workers = options.ray, options.workers
+    if where == "auto":
+        cpus = workers or os.cpu_count() or 1
+        if os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists():
+            where = "auto"
+        elif cpus > 1 and (workers is not None or size >= _WORTH_RAY):
+            where = "local"
+        else:
+            where = "off"
+    if where == "off":
+        return InProcess()
+    from jobs.pool import RayPool  # takes a second to import
+
+    return RayPool(where, workers)
+
+
+def _run_json(
+    options: RunOptions, files: Sequence[InputFile], started: float, converted: int, lost: int, progress: Progress
+) -> dict[str, Any]:
+    """What may differ between runs. Credentials in a URL stay out of it."""
+    seconds = time.time() - started
+    return {
+        "inputs": {file.name: redact(file.location) for file in files},
+        "plans": options.plans,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(seconds, 3),
+        "converted_shards": converted,
+        "lost_attempts": lost,
+        "tokens_per_second": round(progress.tokens_now / max(progress.seconds, 1e-9)),
+        "worker_peak_rss_bytes": progress.peak_rss,
+        "workers": options.workers,
+        "ray": options.ray,
+        "software": {"python": platform.python_version(), "system": platform.platform()},
+    }

@@ -1,0 +1,298 @@
+"""The command line: options in, messages out. What it does is done elsewhere, and imported when it is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from pipeline import __version__
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jobs.run import Summary
+    from pipeline.recipe import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 done, 1 something is wrong with the data, 2 with the command, 130 interrupted."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("\nStopped. Finished shards are kept: the same command goes on from there.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone, as in `pipeline show | head`
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pipeline")
+def cli() -> None:
+    """Turn chat and agent corpora into stream grids for multi-stream language models.
+
+    \b
+    pipeline convert --input chats.jsonl --out grids    make a dataset
+    pipeline validate grids                             check all of it
+    pipeline show grids                                 look at a grid
+    """
+
+
+def _conversion_options(command: Command) -> Command:
+    """The options that ``convert`` and ``preview`` share."""
+    options = [
+        click.option("--input", "inputs", multiple=True, required=True, metavar="PATH|GLOB|DIR|URL",
+                     help="What to read; may be given several times. .jsonl, .json, .parquet, also .gz and .zst."),
+        click.option("--recipe", default="wait-k", show_default=True, metavar="NAME|FILE",
+                     help="How conversations become grids; 'pipeline recipes' lists them."),
+        click.option("--tokenizer", default="builtin", show_default=True, metavar="NAME|PATH",
+                     help="The model's tokenizer: a tokenizer.json, a directory with one, or a hub name."),
+        click.option("--format", "format_name", metavar="NAME",
+                     help="The corpus format; by default it is detected, file by file."),
+        click.option("--messages-field", metavar="FIELD", help="The field that holds the messages, e.g. traj."),
+        click.option("--max-rows", type=click.IntRange(min=1), metavar="N", help="The most rows that a grid may have."),
+        click.option("--long", type=click.Choice(["quarantine", "truncate", "window"]),
+                     help="What becomes of a conversation with more rows  [default: quarantine]"),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                     help="Override a recipe option, e.g. --set unit=token --set k=3."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_conversion_options
+@click.option("--out", required=True, metavar="DIR", help="Where the dataset goes: a directory or a URL.")
+@click.option("--plans", metavar="DIR", help="Schedule the stored plans of this dataset again instead of planning.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes  [default: one per CPU]")
+@click.option(
+    "--ray",
+    default="auto",
+    show_default=True,
+    metavar="auto|local|off|ADDRESS",
+    help="off: in this process; local: start Ray here; auto: a running cluster, else what is fastest here.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
+@click.option("--fresh", is_flag=True, help="Start over, whatever is in --out.")
+def convert(
+    inputs: tuple[str, ...], out: str, plans: str | None, workers: int | None, ray: str, fresh: bool, **options: Any
+) -> None:
+    """Convert a corpus into a dataset of stream grids.
+
+    Bad records go to quarantine, with a reason, and cost nothing but themselves. When it is stopped, by Ctrl-C or
+    worse, the same command goes on from the last finished shard and gives the same bytes.
+    """
+    from jobs.run import RunOptions
+    from pipeline.read.inputs import resolve_inputs
+
+    if ray == "off" and (workers or 1) > 1:
+        raise click.UsageError(f"--workers {workers} needs Ray: --ray off converts in this process alone")
+    recipe = _recipe(**options)
+    _run(
+        lambda: RunOptions(
+            files=resolve_inputs(inputs),
+            out=out,
+            recipe=recipe,
+            tokenizer=_tokenizer(options["tokenizer"]),
+            plans=plans,
+            workers=workers,
+            ray=ray,
+            fresh=fresh,
+        )
+    )
+
+
+@cli.command()
+@_conversion_options
+@click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Records to show.")
+@click.option("--no-pager", is_flag=True, help="Write everything to the terminal at once.")
+def preview(inputs: tuple[str, ...], limit: int, no_pager: bool, **options: Any) -> None:
+    """Convert a few records and show their grids; writes nothing."""
+    from pipeline.look.preview import preview as previews
+
+    recipe = _recipe(**options)
+    tokenizer = _tokenizer(options["tokenizer"])
+    _page(lambda console: previews(inputs, recipe, tokenizer, limit, console), no_pager)
+
+
+@cli.command()
+@click.argument("dataset", metavar="DIR")
+@click.option("--strict", is_flag=True, help="Also fail on what is only odd: stray files, an input that is gone.")
+@click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
+def validate(dataset: str, strict: bool, as_json: bool) -> None:
+    """Check everything that can be checked; exit 0 only if all of it holds.
+
+    Hashes, schema, token ids, spans, counts, every plan against its rows, and, where the input is still there, every
+    text against its source, byte for byte.
+    """
+    from rich.progress import Progress as Bar
+
+    from pipeline.store.validate import render
+    from pipeline.store.validate import validate as check
+
+    errors = _console(stderr=True)
+    with Bar(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("checking shards", total=None)
+        report = check(dataset, strict=strict, progress=lambda done, all: bar.update(task, completed=done, total=all))
+    if as_json:
+        _print_json(report)
+    else:
+        render(report, _console())
+    sys.exit(0 if report.ok else 1)
+
+
+@cli.command()
+@click.argument("dataset", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Write the figures as JSON.")
+def stats(dataset: str, as_json: bool) -> None:
+    """Count: conversations, tokens per stream, rows, forward passes saved, delay of the answer."""
+    from pipeline.look.stats import render
+    from pipeline.look.stats import stats as count
+    from pipeline.store.dataset import open_dataset
+
+    figures = count(open_dataset(dataset))
+    if as_json:
+        _print_json(figures)
+    else:
+        render(figures, _console())
+
+
+@cli.command()
+@click.argument("dataset", metavar="DIR")
+@click.option("--id", "grid_id", metavar="ID", help="The grid to show, e.g. chats.jsonl:17  [default: the first]")
+@click.option("--no-pager", is_flag=True, help="Write everything to the terminal at once.")
+def show(dataset: str, grid_id: str | None, no_pager: bool) -> None:
+    """Show one grid: a lane per stream, silence dim."""
+    from pipeline.look.show import find_grid, show_grid
+    from pipeline.store.dataset import open_dataset
+
+    opened = open_dataset(dataset)
+    grid = find_grid(opened, grid_id)
+    _page(lambda console: show_grid(grid, console), no_pager)
+
+
+@cli.command()
+@click.argument("dataset", metavar="DIR")
+@click.option("--out", required=True, metavar="PATH", help="The directory to write to.")
+@click.option("--to", "form", type=click.Choice(["rows-jsonl"]), required=True,
+              help="rows-jsonl: PATH/dataset.jsonl, the form that the paper's trainer reads.")  # fmt: skip
+def export(dataset: str, out: str, form: str) -> None:
+    """Write a dataset in another form."""
+    from pipeline.look.export import export_rows_jsonl
+    from pipeline.store.dataset import open_dataset
+
+    errors = _console(stderr=True)
+    from rich.progress import Progress as Bar
+
+    opened = open_dataset(dataset)
+    with Bar(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("writing grids", total=len(opened))
+        count = export_rows_jsonl(opened, out, lambda done: bar.update(task, completed=done))
+    click.echo(f"{count:,} grids in {out}/dataset.jsonl")
+
+
+@cli.command()
+@click.argument("dataset", metavar="DIR")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes  [default: one per CPU]")
+@click.option("--ray", default="auto", show_default=True, metavar="auto|local|off|ADDRESS", help="As in convert.")
+def retry(dataset: str, workers: int | None, ray: str) -> None:
+    """Convert again the shards that have records in quarantine.
+
+    For records whose reason has gone since: a newer version reads more formats. The input must still be there.
+    """
+    from jobs.retry import retry_options
+
+    _run(lambda: retry_options(dataset, workers, ray))
+
+
+@cli.command()
+def recipes() -> None:
+    """List recipes and layouts."""
+    from pipeline.look.recipes import render
+
+    render(_console())
+
+
+def _recipe(
+    recipe: str,
+    settings: Sequence[str],
+    format_name: str | None,
+    messages_field: str | None,
+    max_rows: int | None,
+    long: str | None,
+    limit: int | None = None,
+    **_: Any,
+) -> Recipe:
+    from pipeline.recipe import load_recipe
+
+    given = {
+        "read.format": format_name,
+        "read.messages_field": messages_field,
+        "read.limit": limit,
+        "rows.max": max_rows,
+        "rows.long": long,
+    }
+    return load_recipe(recipe, settings, {key: value for key, value in given.items() if value is not None})
+
+
+def _tokenizer(given: str) -> Any:
+    from pipeline.grid.tokens import load_tokenizer
+
+    return load_tokenizer(given)
+
+
+def _run(make_options: Callable[[], Any]) -> None:
+    from jobs.progress import Progress
+    from jobs.run import run
+
+    options = make_options()
+    with Progress(_console(stderr=True)) as progress:
+        summary = run(options, progress)
+    _summarise(summary)
+
+
+def _summarise(summary: Summary) -> None:
+    from pipeline.look.summary import render
+
+    render(summary, _console())
+    sys.exit(0 if summary.manifest.counts.converted else 1)
+
+
+def _page(render: Callable[[Console], None], no_pager: bool) -> None:
+    """Render to the terminal, through a pager where it is one."""
+    console = _console()
+    if console.is_terminal and not no_pager:
+        with console.pager(styles=True):
+            render(console)
+    else:
+        render(console)
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _print_json(document: Any) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2))
+
+
+if __name__ == "__main__":
+    main()

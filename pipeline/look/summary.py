@@ -1,0 +1,55 @@
+"""What a run did, on one screen."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.store.manifest import Manifest
+
+
+class Ran(Protocol):
+    """What the summary needs to know of a run."""
+
+    manifest: Manifest
+    out: str
+    seconds: float
+    converted_shards: int
+    lost_attempts: int
+
+
+def render(ran: Ran, console: Console) -> None:
+    """Print the counts, why records were rejected, and what to do next."""
+    made = ran.manifest
+    counts = made.counts
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    table.add_row(f"{counts.read:,}", "records read")
+    table.add_row(f"{counts.converted:,}", f"converted: {counts.rows:,} grids, {counts.tokens:,} tokens")
+    if counts.truncated:
+        table.add_row(f"{counts.truncated:,}", "of them cut short (rows.max)")
+    if counts.filtered:
+        table.add_row(f"{counts.filtered:,}", "filtered out")
+    if counts.quarantined:
+        table.add_row(f"{counts.quarantined:,}", f"[yellow]quarantined, see {ran.out}/quarantine/[/]")
+        reasons = sorted(made.quarantine_reasons.items(), key=lambda item: (-item[1], item[0]))
+        for reason, count in reasons:
+            table.add_row("", f"[yellow]{count:,} {reason}[/]")
+    for role, count in counts.dropped_parts.items():
+        table.add_row(f"{count:,}", f"{role} parts dropped, as layout {made.layout['name']} says")
+    if counts.silence_in_content:
+        table.add_row(f"{counts.silence_in_content:,}", "[yellow]content tokens are the token that stands for silence[/]")
+    console.print(table)
+    shards = len(made.shards)
+    kept = shards - ran.converted_shards
+    work = "nothing to do: it was finished already" if not ran.converted_shards else f"{ran.seconds:.1f} s"
+    if kept and ran.converted_shards:
+        work += f", {kept} of {shards} shards were there already"
+    if ran.lost_attempts:
+        work += f", {ran.lost_attempts} attempts lost with their workers"
+    console.print(f"{ran.out}: {shards} shard{'s' if shards != 1 else ''}, {work}")
+    if not counts.converted:
+        console.print("[bold red]Nothing could be converted.[/] The quarantine files say why, record by record.")

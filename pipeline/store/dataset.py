@@ -1,0 +1,324 @@
+"""Opening a dataset and reading its grids. Needs pyarrow and numpy only, and imports them when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.grid.spans import Spans
+from pipeline.grid.tokens import Tokenizer
+from pipeline.layout import Layout, load_layout
+from pipeline.store import manifest
+from pipeline.store.format import MANIFEST, SCHEMA, TOKENIZER
+from pipeline.store.manifest import Manifest
+from pipeline.store.place import Place
+
+
+class Span(NamedTuple):
+    """A piece of one stream that is said without a pause."""
+
+    stream: str
+    #: First row.
+    start: int
+    #: int32 token ids; the last may be the end marker.
+    tokens: NDArray[np.int32]
+    #: Index into the grid's parts; -1 for generated text.
+    part: int
+
+
+class GridPart(NamedTuple):
+    """What the corpus recorded: a role, the number of the message, and for a result the part of its call (else -1)."""
+
+    role: str
+    message: int
+    reply_to: int
+
+
+class Silence(NamedTuple):
+    """What the dense view shows where nothing is said: one token per stream, and the ticks of clock streams."""
+
+    #: Token that stands for silence in every stream. [streams]
+    tokens: NDArray[np.int32]
+    #: (stream, rows from tick to tick, token)
+    clocks: tuple[tuple[int, int, int], ...]
+
+    def fill(self, rows: int) -> NDArray[np.int32]:
+        """A silent grid. [rows, streams]"""
+        grid = np.empty((rows, len(self.tokens)), np.int32)
+        grid[:] = self.tokens
+        for stream, every, tick in self.clocks:
+            grid[::every, stream] = tick
+        return grid
+
+
+class Columns:
+    """The grids of one shard as arrays and offsets: what the trainer reads.
+
+    ``spans`` is a :class:`pipeline.grid.spans.Spans`: no copies of what Parquet gave after decompression.
+    """
+
+    def __init__(self, table: pa.Table, streams: tuple[str, ...], silence: Silence) -> None:
+        self._table = table.combine_chunks()
+        self._streams = streams
+        self._silence = silence
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of every grid."""
+        ids: list[str] = self._table["id"].to_pylist()
+        return ids
+
+    @cached_property
+    def meta(self) -> list[str]:
+        """What the corpus said of every conversation, as JSON text."""
+        meta: list[str] = self._table["meta"].to_pylist()
+        return meta
+
+    @cached_property
+    def source(self) -> list[dict[str, Any]]:
+        """File, record and hash of every grid's raw record."""
+        source: list[dict[str, Any]] = self._table["source"].to_pylist()
+        return source
+
+    @cached_property
+    def spans(self) -> Spans:
+        """The spans of all grids, ordered by (grid, stream, start)."""
+        column = _chunk(self._table, "spans")
+        span = column.values
+        tokens = span.field("tokens")
+        return Spans(
+            column.offsets.to_numpy(),
+            span.field("stream").to_numpy(),
+            span.field("start").to_numpy(),
+            span.field("part").to_numpy(),
+            tokens.offsets.to_numpy(),
+            tokens.values.to_numpy(),
+            _chunk(self._table, "num_rows").to_numpy(),
+            _chunk(self._table, "num_tokens").to_numpy(),
+        )
+
+    @cached_property
+    def parts(self) -> tuple[NDArray[np.int32], list[str], NDArray[np.int32], NDArray[np.int32]]:
+        """Offsets of the parts of every grid, then role, message and reply_to of all parts."""
+        column = _chunk(self._table, "parts")
+        part = column.values
+        return (
+            column.offsets.to_numpy(),
+            part.field("role").to_pylist(),
+            part.field("message").to_numpy(),
+            part.field("reply_to").to_numpy(),
+        )
+
+    def dense(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """All grids one below the other, silence filled in, and the first row of every grid.
+
+        Returns ``(cells [rows of all grids, streams], offsets [grids + 1])``.
+        """
+        spans = self.spans
+        offsets = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(spans.num_rows, out=offsets[1:])
+        if self._silence.clocks:
+            cells = np.concatenate([self._silence.fill(int(rows)) for rows in spans.num_rows] or [self._silence.fill(0)])
+        else:
+            cells = self._silence.fill(int(offsets[-1]))
+        first_row = spans.start + np.repeat(offsets[:-1], np.diff(spans.grid_offsets))
+        _say(cells, spans.stream, first_row, spans.token_offsets, spans.tokens)
+        return cells, offsets
+
+    def grid(self, index: int) -> Grid:
+        """One grid."""
+        return Grid(self, index, self._streams, self._silence)
+
+
+class Grid:
+    """One conversation, or one window of it."""
+
+    def __init__(self, columns: Columns, index: int, streams: tuple[str, ...], silence: Silence) -> None:
+        self._columns = columns
+        self._index = index
+        self._streams = streams
+        self._silence = silence
+
+    def __repr__(self) -> str:
+        return f"<Grid {self.id}: {self.num_rows} rows, {self.num_tokens} tokens>"
+
+    @property
+    def id(self) -> str:
+        """``file:record``, with ``#window`` for windows."""
+        return self._columns.ids[self._index]
+
+    @property
+    def num_rows(self) -> int:
+        """Timesteps."""
+        return int(self._columns.spans.num_rows[self._index])
+
+    @property
+    def num_tokens(self) -> int:
+        """Cells that are not silent."""
+        return int(self._columns.spans.num_tokens[self._index])
+
+    @property
+    def meta(self) -> str:
+        """What the corpus said of the conversation, as JSON text."""
+        return self._columns.meta[self._index]
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """File, record and hash of the raw record."""
+        return self._columns.source[self._index]
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans, ordered by (stream, start)."""
+        spans = self._columns.spans
+        low, high = int(spans.grid_offsets[self._index]), int(spans.grid_offsets[self._index + 1])
+        return [
+            Span(
+                self._streams[spans.stream[i]],
+                int(spans.start[i]),
+                spans.tokens[spans.token_offsets[i] : spans.token_offsets[i + 1]],
+                int(spans.part[i]),
+            )
+            for i in range(low, high)
+        ]
+
+    @property
+    def parts(self) -> list[GridPart]:
+        """What the corpus recorded, in order."""
+        offsets, roles, messages, replies = self._columns.parts
+        low, high = int(offsets[self._index]), int(offsets[self._index + 1])
+        return [GridPart(roles[i], int(messages[i]), int(replies[i])) for i in range(low, high)]
+
+    def dense(self) -> NDArray[np.int32]:
+        """The grid with silence filled in. int32 [rows, streams]"""
+        spans = self._columns.spans
+        cells = self._silence.fill(self.num_rows)
+        low, high = int(spans.grid_offsets[self._index]), int(spans.grid_offsets[self._index + 1])
+        offsets = spans.token_offsets[low : high + 1]
+        tokens = spans.tokens[offsets[0] : offsets[-1]] if high > low else spans.tokens[:0]
+        _say(cells, spans.stream[low:high], spans.start[low:high], offsets - offsets[0], tokens)
+        return cells
+
+
+def _say(
+    cells: NDArray[np.int32],
+    stream: NDArray[Any],
+    first_row: NDArray[Any],
+    token_offsets: NDArray[Any],
+    tokens: NDArray[np.int32],
+) -> None:
+    """Write spans into ``cells`` [rows, streams]."""
+    streams = cells.shape[1]
+    # Token t of a span stands at (first row + t) * streams + stream: a step of `streams` from token to token.
+    base = first_row.astype(np.int64) * streams + stream - token_offsets[:-1].astype(np.int64) * streams
+    places = np.repeat(base, np.diff(token_offsets))
+    places += np.arange(0, len(tokens) * streams, streams)
+    cells.reshape(-1)[places] = tokens
+
+
+class Dataset:
+    """A finished dataset. ``len(ds)``, ``ds[0]`` and iteration give grids; ``ds.columns()`` gives whole shards."""
+
+    def __init__(self, place: Place, made: Manifest, silence_id: int | None = None) -> None:
+        self.place = place
+        self.manifest = made
+        self.layout: Layout = load_layout(made.layout)
+        self._silence_id = made.tokenizer.silence_id if silence_id is None else silence_id
+        self._cached: tuple[int, Columns] | None = None
+
+    def __len__(self) -> int:
+        return self.manifest.counts.rows
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.place}: {len(self)} grids, {self.manifest.counts.tokens} tokens, {self.layout.name}>"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The content tokenizer."""
+        data = self.place.get(TOKENIZER)
+        if data is None:
+            raise UserError(f"{self.place.path(TOKENIZER)}: missing")
+        entry = self.manifest.tokenizer
+        tokenizer = Tokenizer(entry.name, entry.source_sha256, data.decode())
+        if tokenizer.sha256 != entry.sha256:
+            raise UserError(f"{self.place.path(TOKENIZER)}: not the tokenizer that the manifest names")
+        return tokenizer
+
+    @cached_property
+    def silence(self) -> Silence:
+        """What the dense view shows where nothing is said."""
+        streams = self.layout.streams
+        clocks = tuple(
+            (number, stream.clock.every, self.tokenizer.token_id(stream.clock.tick, f"clock '{stream.name}'"))
+            for number, stream in enumerate(streams)
+            if stream.clock is not None
+        )
+        return Silence(np.full(len(streams), self._silence_id, np.int32), clocks)
+
+    def shard(self, number: int, columns: list[str] | None = None) -> Columns:
+        """One shard. ``columns``: names of the Parquet columns to read; all where None."""
+        path = self.manifest.shards[number].path
+        try:
+            with self.place.open(path) as source, pq.ParquetFile(source, pre_buffer=False) as file:
+                table = file.read(columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.place.path(path)}: cannot be read: {error}; 'pipeline validate' says more") from None
+        return Columns(table, tuple(stream.name for stream in self.layout.streams), self.silence)
+
+    def columns(self) -> Iterator[Columns]:
+        """Every shard's spans as arrays and offsets, in order; what a trainer needs and nothing else."""
+        for number in range(len(self.manifest.shards)):
+            yield self.shard(number, ["id", "num_rows", "num_tokens", "spans"])
+
+    def __iter__(self) -> Iterator[Grid]:
+        for number in range(len(self.manifest.shards)):
+            columns = self.shard(number)
+            for index in range(len(columns)):
+                yield columns.grid(index)
+
+    def __getitem__(self, index: int) -> Grid:
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"grid {index} of {len(self)}")
+        for number, shard in enumerate(self.manifest.shards):
+            if index < shard.rows:
+                if self._cached is None or self._cached[0] != number:
+                    self._cached = (number, self.shard(number))
+                return self._cached[1].grid(index)
+            index -= shard.rows
+        raise AssertionError("the manifest's counts are checked when it is opened")
+
+
+def open_dataset(location: str, silence_id: int | None = None) -> Dataset:
+    """Open the dataset at a path or URL and check its manifest.
+
+    ``silence_id`` overrides the token that the dense view shows where nothing is said.
+    Raises :class:`pipeline.errors.UserError` where there is no dataset, or where the manifest contradicts itself.
+    """
+    place = Place(str(location))
+    data = place.get(MANIFEST)
+    if data is None:
+        raise UserError(f"{location}: no dataset: there is no {MANIFEST}; an unfinished run is resumed by its own command")
+    made = manifest.decode(data, place.path(MANIFEST))
+    if made.counts.rows != sum(shard.rows for shard in made.shards):
+        raise UserError(f"{place.path(MANIFEST)}: the rows of the shards do not add up to counts.rows")
+    return Dataset(place, made, silence_id)
+
+
+def _chunk(table: pa.Table, name: str) -> Any:
+    """A column of a combined table as one array."""
+    column = table[name]
+    if column.num_chunks == 0:
+        return pa.array([], SCHEMA.field(name).type)
+    return column.chunk(0)
