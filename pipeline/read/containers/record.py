@@ -54,8 +54,8 @@ class Pending:
     def _reset(self) -> None:
         self._pieces: list[bytes] = []
         self._size = 0  # bytes added
-        # Only when they are no longer held: the hash of all bytes, and of those up to the last that is not white
-        # space, and the number of those.
+        # Only once they are no longer held: the hash of all bytes, and of those up to the last that is not
+        # white space, and the number of those.
         self._hash: HASH | None = None
         self._trimmed_hash: HASH | None = None
         self._trimmed = 0
