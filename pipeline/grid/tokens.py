@@ -21,7 +21,9 @@ from pipeline.errors import UserError
 BUILTIN = "builtin"
 _BUILTIN_PATH = Path(__file__).with_name("builtin.tokenizer.json")
 
-#: Texts that are encoded in one call: enough to be fast, few enough to keep a call's objects small.
+#: Texts that the library encodes in one call: few, so that its result is still in the processor's cache when it is read.
+CALL_TEXTS = 64
+#: Texts whose tokens are handled at once, as arrays.
 _BATCH_TEXTS = 1024
 _BATCH_CHARS = 1 << 20
 
@@ -92,7 +94,11 @@ class Tokenizer:
 
         Meant for batches of about a megabyte (:func:`batches`): larger ones leave the processor's cache.
         """
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        encode = self._tokenizer.encode_batch_fast
+        encoded: list[list[int]] = []
+        for begin in range(0, len(texts), CALL_TEXTS):
+            call = encode(texts[begin : begin + CALL_TEXTS], add_special_tokens=False)
+            encoded += [encoding.ids for encoding in call]
         flat: list[int] = []
         for token_ids in encoded:
             flat += token_ids

@@ -1,7 +1,8 @@
 """The one place that writes Parquet. The same rows give the same bytes.
 
-What was measured on GSM8K (bytes per token, all columns): no dictionary on tokens, delta integers, zstd level 6: 1.57;
-pyarrow's defaults 1.84 to 1.90. The bytes depend on the number of write calls, so a shard is one call.
+Tokens are stored plain: zstd then finds repeated words, which delta coding hides from it. Counts, rows and stream numbers
+are delta coded. (Measured on GSM8K with a 50k vocabulary, bytes per token, all columns: tokens plain 1.49, as a dictionary
+1.62, as byte streams 1.70, delta coded 2.45.) The bytes depend on the number of write calls, so a shard is one call.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pipeline.store.format import PART, SCHEMA, SOURCE, SPAN
 
 #: Conversations per row group; a shard that is smaller is one row group.
 ROW_GROUP = 4096
+#: Large pages compress better, and a shard is read whole anyway.
+_PAGE_BYTES = 16 << 20
 _DELTA = "DELTA_BINARY_PACKED"
 
 
@@ -51,14 +54,14 @@ def write_parquet(spans: Spans, rows: Rows, schema: pa.Schema) -> bytes:
             "spans.list.element.stream": _DELTA,
             "spans.list.element.start": _DELTA,
             "spans.list.element.part": _DELTA,
-            "spans.list.element.tokens.list.element": _DELTA,
+            "spans.list.element.tokens.list.element": "PLAIN",
             "parts.list.element.message": _DELTA,
             "parts.list.element.reply_to": _DELTA,
             "source.record": _DELTA,
             "id": "DELTA_BYTE_ARRAY",
         },
         write_statistics=["num_rows", "num_tokens", "source.record"],
-        store_schema=True,
+        data_page_size=_PAGE_BYTES,
     ) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP)
     return bytes(sink.getvalue())
