@@ -11,7 +11,7 @@ import msgspec
 from pipeline.errors import Reason, Rejected
 from pipeline.read.containers.structure import nesting
 from pipeline.read.conversation import Conversation
-from pipeline.read.formats import FORMATS, REGISTRY, format_of
+from pipeline.read.formats import ALSO_READS, FORMATS, REGISTRY, format_of
 
 #: Deeper nesting is refused. Far below Python's recursion limit, so that the answer does not depend on the
 #: caller's stack.
@@ -70,9 +70,9 @@ def read_conversation(raw: bytes, format: str, messages_field: str | None = None
     try:
         return module.read(record, messages_field)
     except Rejected as error:
-        if error.reason is Reason.NO_MESSAGES:
+        if error.reason in (Reason.NO_MESSAGES, Reason.UNKNOWN_ROLE):
             other = format_of(record, messages_field)
-            if other is not None and other != format:
+            if other is not None and other not in (format, ALSO_READS.get(format)):
                 message = f"the file is read as {format}, but this record is {other}"
                 raise Rejected(Reason.UNKNOWN_FORMAT, message) from None
         raise

@@ -34,6 +34,9 @@ REGISTRY: dict[str, Format] = {
 
 FORMATS = tuple(REGISTRY)
 
+#: A format whose reader takes the records of another as well: harmony messages without channels are OpenAI's.
+ALSO_READS = {"harmony": "openai"}
+
 #: The format of a file in which no record was recognised.
 UNKNOWN = "unknown"
 
@@ -49,12 +52,13 @@ def format_of(record: Any, field: str | None = None) -> str | None:
 def detect(records: Iterable[Any], field: str | None = None) -> str | None:
     """The format of a file, from its first decoded records: the one that most of them have, or None.
 
-    Harmony wins where any record has it: it reads plain messages as well, and conversations without thoughts
-    have no channels. Among equals the more specific one is taken.
+    A format counts those that it also reads, once it is seen itself. Among equals the more specific one is
+    taken.
     """
     votes = Counter(name for record in records if (name := format_of(record, field)) is not None)
     if not votes:
         return None
-    if votes["harmony"]:
-        return "harmony"
+    for name, other in ALSO_READS.items():
+        if votes[name]:
+            votes[name] += votes[other]
     return max(FORMATS, key=lambda name: votes[name])
