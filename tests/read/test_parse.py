@@ -113,8 +113,9 @@ def test_integers_are_exact() -> None:
     assert decode(b"[123456789012345678901234567890, -1]") == [123456789012345678901234567890, -1]
 
 
-NAMES = """messages conversations role from content value text type tool_calls tool_call_id function function_call name
-    arguments id channel recipient prompt completion instruction input output thinking refusal timestamp"""
+NAMES = """messages conversations role from content value text type tool_calls tool_call_id function id name
+    arguments function_call channel recipient prompt completion instruction input output thinking refusal
+    timestamp"""
 scalars = st.sampled_from(
     [None, True, 3, -1.5, "", "user", "assistant", "tool", "human", "gpt", "<think>a</think>b"]
 )

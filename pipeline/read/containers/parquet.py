@@ -27,6 +27,9 @@ from pipeline.read.containers.record import CorruptStream, Record, oversized
 BATCH_ROWS = 256
 BATCH_BYTES = 8 << 20
 
+#: Bytes read from the file at once, per column.
+READ_BUFFER = 1 << 20
+
 Convert = Callable[[Any], Any]
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -44,7 +47,10 @@ def open_parquet(stream: BinaryIO) -> pq.ParquetFile:
     """Open a seekable stream. Raises CorruptStream if it is not a Parquet file."""
     try:
         # The file's own page checksums are the only way to notice a flipped bit in a text column.
-        return pq.ParquetFile(stream, page_checksum_verification=True)
+        # With a buffer, pages are read one by one; without, whole column chunks of a row group are held.
+        return pq.ParquetFile(
+            stream, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True
+        )
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptStream(f"not a readable Parquet file: {error}") from None
 
