@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -38,6 +39,9 @@ from pipeline.store.format import schema_with_metadata
 from pipeline.store.writer import Rows, write_parquet
 
 _PLAN_ZSTD_LEVEL = 3
+
+#: Records that go through all steps together: few enough that what one step leaves is still in the cache for the next.
+_BATCH_RECORDS = 512
 
 
 class ShardFiles(NamedTuple):
@@ -69,6 +73,16 @@ class _Grid(NamedTuple):
     meta: str
 
 
+class _Batch(NamedTuple):
+    """What a handful of records became."""
+
+    spans: Spans
+    rows: Rows
+    plan_lines: list[bytes]
+    rejected: list[tuple[Record, Rejected]]
+    counts: Counts
+
+
 class ShardConverter:
     """Converts shards with one recipe and one tokenizer. Built once per process, called for every shard."""
 
@@ -91,18 +105,21 @@ class ShardConverter:
 
         Bad records end in quarantine; none costs its neighbours. ``plans`` (by id) replace the planner.
         """
+        records = iter(records)
         with _collector_off():
-            return self._convert(file, format_name, records, plans)
+            batches: list[_Batch] = []
+            while batch := list(islice(records, _BATCH_RECORDS)):
+                batches.append(self._convert(file, format_name, batch, plans))
+            return self._finish(file, batches)
 
     def _convert(
-        self, file: str, format_name: str, records: Iterable[Record], plans: Mapping[str, Plan] | None
-    ) -> ShardFiles:
-        read = filtered = 0
+        self, file: str, format_name: str, records: Sequence[Record], plans: Mapping[str, Plan] | None
+    ) -> _Batch:
+        filtered = 0
         drafts: list[_Draft] = []
         rejected: list[tuple[Record, Rejected]] = []
         dropped: Counter[str] = Counter()
         for record in records:
-            read += 1
             try:
                 draft = self._draft(file, format_name, record, plans, dropped)
             except Rejected as reason:
@@ -118,27 +135,28 @@ class ShardConverter:
         )
         starts, grids, plan_lines = self._schedule(file, drafts, tokenized, rejected)
         spans = self._spans(tokenized, starts, grids)
-
-        silence = self._ids.silence_id
+        cut_short = self._recipe.rows.long == "truncate"
         counts = Counts(
-            read=read,
+            read=len(records),
             converted=len(plan_lines),
             quarantined=len(rejected),
             filtered=filtered,
-            truncated=sum(grid.window.end_part < len(drafts[grid.draft].parts) for grid in grids)
-            if self._recipe.rows.long == "truncate"
-            else 0,
+            truncated=cut_short * sum(grid.window.end_part < len(drafts[grid.draft].parts) for grid in grids),
             rows=len(grids),
             tokens=len(spans.tokens),
-            silence_in_content=int(np.count_nonzero(spans.tokens == silence)),
+            silence_in_content=int(np.count_nonzero(spans.tokens == self._ids.silence_id)),
             dropped_parts=dict(sorted(dropped.items())),
             quarantine_reasons=dict(sorted(Counter(str(reason.reason) for _, reason in rejected).items())),
         )
+        return _Batch(spans, _rows(file, drafts, grids), plan_lines, rejected, counts)
+
+    def _finish(self, file: str, batches: Sequence[_Batch]) -> ShardFiles:
+        plan_lines = b"".join([line for batch in batches for line in batch.plan_lines])
         return ShardFiles(
-            write_parquet(spans, _rows(file, drafts, grids), self._schema),
-            zstandard.ZstdCompressor(_PLAN_ZSTD_LEVEL).compress(b"".join(plan_lines)),
-            _quarantine(file, rejected),
-            counts,
+            write_parquet([batch.spans for batch in batches], [batch.rows for batch in batches], self._schema),
+            zstandard.ZstdCompressor(_PLAN_ZSTD_LEVEL).compress(plan_lines),
+            _quarantine(file, [pair for batch in batches for pair in batch.rejected]),
+            sum((batch.counts for batch in batches), Counts()),
         )
 
     def _draft(

@@ -7,6 +7,7 @@ are delta coded. (Measured on GSM8K with a 50k vocabulary, bytes per token, all 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,9 +39,10 @@ class Rows(NamedTuple):
     reply_to: list[int]
 
 
-def write_parquet(spans: Spans, rows: Rows, schema: pa.Schema) -> bytes:
-    """One shard as a Parquet file. ``schema`` is :data:`pipeline.store.format.SCHEMA` with its metadata."""
-    table = pa.Table.from_arrays(_columns(spans, rows), schema=schema)
+def write_parquet(spans: Sequence[Spans], rows: Sequence[Rows], schema: pa.Schema) -> bytes:
+    """One shard, given in pieces, as a Parquet file. ``schema``: :data:`pipeline.store.format.SCHEMA` with its metadata."""
+    pieces = [pa.Table.from_arrays(_columns(s, r), schema=schema) for s, r in zip(spans, rows, strict=True)]
+    table = pa.concat_tables(pieces).combine_chunks() if pieces else schema.empty_table()
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
