@@ -25,7 +25,7 @@ class Clock(msgspec.Struct, frozen=True):
     tick: str
 
 
-class Stream(msgspec.Struct, frozen=True, omit_defaults=True):
+class Stream(msgspec.Struct, frozen=True):
     """One lane of the grid."""
 
     name: str
@@ -42,7 +42,7 @@ class Stream(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.kind != "input"
 
 
-class Layout(msgspec.Struct, frozen=True, omit_defaults=True):
+class Layout(msgspec.Struct, frozen=True):
     """An expanded layout. ``streams[i]`` is stream number i everywhere."""
 
     name: str
@@ -74,15 +74,28 @@ class Layout(msgspec.Struct, frozen=True, omit_defaults=True):
         return other in self.visibility.get(reader, (other,))
 
     def to_dict(self) -> dict[str, Any]:
-        """The expanded layout as it stands in the manifest: every stream's values written out."""
-        document: dict[str, Any] = msgspec.to_builtins(self)
-        document["streams"] = [
-            {"name": s.name, "kind": s.kind, "loss": s.loss, "silence_loss": s.silence_loss, "end": s.end}
-            | ({"lane_of": s.lane_of} if s.lane_of else {})
-            | ({"clock": {"every": s.clock.every, "tick": s.clock.tick}} if s.clock else {})
-            for s in self.streams
-        ]
-        return document
+        """The expanded layout as it stands in the manifest: every stream's values written out, no other defaults.
+
+        Equal layouts give equal dictionaries, keys in order, in every process: they are part of every shard's bytes.
+        """
+        document: dict[str, Any] = {
+            "name": self.name,
+            "streams": [
+                {"name": s.name, "kind": s.kind, "loss": s.loss, "silence_loss": s.silence_loss, "end": s.end}
+                | ({"lane_of": s.lane_of} if s.lane_of else {})
+                | ({"clock": {"every": s.clock.every, "tick": s.clock.tick}} if s.clock else {})
+                for s in self.streams
+            ],
+            "roles": self.roles,
+        }
+        others = {
+            "visibility": self.visibility,
+            "relay": self.relay if self.relay != "refused" else None,
+            "silence": self.silence,
+            "end": self.end,
+            "description": self.description or None,
+        }
+        return document | {key: value for key, value in others.items() if value is not None}
 
 
 def load_layout(
