@@ -56,7 +56,7 @@ class Place:
             if self.local:
                 self._put_local(name, data)
             else:
-                with self._fs.open_output_stream(self.path(name)) as stream:
+                with self._fs.open_output_stream(self.path(name), compression=None) as stream:
                     stream.write(data)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -89,7 +89,7 @@ class Place:
     def get(self, name: str) -> bytes | None:
         """A file's bytes, or None where there is no such file."""
         try:
-            with self._fs.open_input_stream(self.path(name)) as stream:
+            with self._fs.open_input_stream(self.path(name), compression=None) as stream:
                 data: bytes = stream.read()
                 return data
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class Place:
         """The hash of a file, or None where there is no such file."""
         digest = hashlib.sha256()
         try:
-            with self._fs.open_input_stream(self.path(name)) as stream:
+            with self._fs.open_input_stream(self.path(name), compression=None) as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except FileNotFoundError:
