@@ -1,12 +1,11 @@
-"""Tokens as they are shown: each in one cell, whitespace and everything else that a terminal would act on made visible.
+"""Tokens as they are shown: each in one cell; whitespace, and all that a terminal would act on, made visible.
 
-A cell is a *lead* of one column and a *body*. The lead is a space where the token begins with one, and a quiet joiner
-where the token continues a word, so that lanes read as text and every token can still be told from its neighbours.
+A cell is a *lead* of one column and a *body*. The lead is a space where the token begins with one, and a
+quiet joiner where the token goes on without: lanes read as text, and tokens can be told apart.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -24,9 +23,7 @@ SILENCE, END, JOINER, SPACE, CONTINUED, CROPPED = "·", "▪", "╶", "␣", "�
 #: Runs of a sign that are longer are counted: indented code has tokens of 30 spaces.
 _LONGEST_RUN = 4
 
-#: Signs, controls, and format characters (zero-width joiners, text direction): these never reach the terminal.
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", " ": SPACE}
-_INVISIBLE = re.compile(r"^ +| +$|[^\S ]|[\x00-\x1f\x7f-\x9f\u00ad]|[^\x00-\u02ff]")
 
 
 class Piece(NamedTuple):
@@ -54,10 +51,10 @@ END_CELL = Cell(True, True, (Piece(END, False),), 1)
 def cells(tokenizer: Tokenizer, tokens: NDArray[np.int32], end_id: int | None) -> Iterator[Cell]:
     """The cells of one span's ``tokens``, in order; ``end_id`` is shown as the end of a message.
 
-    A character whose bytes are spread over several tokens is shown where it begins; the tokens that only continue it
-    show ``‥``.
+    A character whose bytes are spread over several tokens is shown where it begins; the tokens that only
+    continue it show ``‥``.
     """
-    return map(_cell, texts(tokenizer, tokens, end_id))
+    return map(text_cell, texts(tokenizer, tokens, end_id))
 
 
 def texts(tokenizer: Tokenizer, tokens: NDArray[np.int32], end_id: int | None) -> list[str | None]:
@@ -86,31 +83,27 @@ def texts(tokenizer: Tokenizer, tokens: NDArray[np.int32], end_id: int | None) -
 
 
 @lru_cache(maxsize=1 << 16)
-def _cell(text: str | None) -> Cell:
+def text_cell(text: str | None) -> Cell:
+    """The cell of one token's text. None: the end of a message. Empty: the token continues a character."""
     if text is None:
         return END_CELL
     if not text:
-        return Cell(False, False, (Piece(CONTINUED, True),), 1)
+        return Cell(True, False, (Piece(CONTINUED, True),), 1)
     apart = text[0] == " "
-    if apart and text.strip(" "):
-        body = text[1:]
-    else:
-        body = text
-    pieces = tuple(_pieces(body))
+    pieces = tuple(_pieces(text[1:] if apart and text.strip(" ") else text))
     return Cell(apart, text[-1].isspace(), pieces, cell_len("".join(piece.text for piece in pieces)))
 
 
 def _pieces(text: str) -> Iterator[Piece]:
     """The text with signs for what cannot be seen, in runs of loud and quiet."""
     signs: list[tuple[str, bool]] = []
-    inner = len(text) - len(text.lstrip(" ")), len(text.rstrip(" "))
+    begin, end = len(text) - len(text.lstrip(" ")), len(text.rstrip(" "))
     for place, char in enumerate(text):
-        if char == " " and inner[0] <= place < inner[1]:
-            signs.append((char, False))
-            continue
-        signs.append(_visible(char, first=place == 0))
-    for quiet, run in groupby(signs, key=lambda sign: sign[1]):
-        yield Piece("".join(_counted(sign for sign, _ in run) if quiet else (sign for sign, _ in run)), quiet)
+        between_words = char == " " and begin <= place < end
+        signs.append((char, False) if between_words else _visible(char, first=place == 0))
+    for quiet, group in groupby(signs, key=lambda sign: sign[1]):
+        run = [sign for sign, _ in group]
+        yield Piece("".join(_counted(run) if quiet else run), quiet)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -120,8 +113,9 @@ def _visible(char: str, first: bool) -> tuple[str, bool]:
     category = unicodedata.category(char)
     if category[0] in "CZ":  # control, format, private, unassigned; other spaces
         return f"‹{ord(char):x}›", True
-    if first and category[0] == "M":  # it would sit on whatever is to the left
-        return f"◌{char}", False
+    if first and cell_len(char) == 0:  # it would change whatever is to the left
+        accent = category[0] == "M" and "VARIATION SELECTOR" not in unicodedata.name(char, "")
+        return (f"◌{char}", False) if accent else (f"‹{ord(char):x}›", True)
     return char, False
 
 
@@ -130,6 +124,11 @@ def _counted(signs: Iterable[str]) -> Iterator[str]:
     for sign, run in groupby(signs):
         length = len(list(run))
         yield sign * length if length <= _LONGEST_RUN else f"{sign}×{length}"
+
+
+def visible(text: str) -> str:
+    """A name or id with nothing in it that a terminal would act on."""
+    return "".join(char if char == " " else _visible(char, first=False)[0] for char in text)
 
 
 def crop(cell: Cell, width: int) -> Cell:

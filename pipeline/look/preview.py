@@ -1,0 +1,118 @@
+"""What a conversion would give, before anything is written: the first records, converted in memory."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.text import Text
+
+from pipeline.convert import ShardConverter, ShardFiles
+from pipeline.errors import Reason
+from pipeline.grid.ids import token_ids
+from pipeline.grid.tokens import Tokenizer
+from pipeline.look.cells import visible
+from pipeline.look.lines import grid_lines
+from pipeline.look.view import GridView, view
+from pipeline.read.cut import cuts, records, scan
+from pipeline.read.inputs import InputFile, resolve_inputs
+from pipeline.recipe import Recipe
+from pipeline.store.dataset import Columns, Silence
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Previewed(NamedTuple):
+    """What became of one record."""
+
+    #: ``file:record``
+    id: str
+    #: Its grid, or one per window; none where the record was rejected or filtered.
+    grids: list[GridView]
+    #: Why it would go to quarantine, if it would.
+    reason: Reason | None = None
+    message: str = ""
+
+    @property
+    def filtered(self) -> bool:
+        """The recipe's filter leaves this record out."""
+        return not self.grids and self.reason is None
+
+
+def preview(
+    inputs: Sequence[str],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    limit: int,
+    console: Console,
+    width: int | None = None,
+) -> None:
+    """Print what would become of the first ``limit`` records of ``inputs``: paths, globs, URLs."""
+    for line in preview_lines(
+        previews(resolve_inputs(inputs), recipe, tokenizer, limit), width or console.width
+    ):
+        console.print(line, soft_wrap=True)
+
+
+def preview_lines(outcomes: Iterable[Previewed], width: int) -> Iterator[Text]:
+    """The lines that show what would become of some records; those of grids fit ``width`` columns."""
+    for outcome in outcomes:
+        for grid in outcome.grids:
+            yield from grid_lines(grid, width)
+        if outcome.reason is not None:
+            yield Text(visible(outcome.id), style="bold")
+            yield Text(f"quarantine: {outcome.reason}: {visible(outcome.message)}", style="red")
+            yield Text()
+        elif outcome.filtered:
+            yield Text(visible(outcome.id), style="bold")
+            yield Text("left out by the recipe's filter", style="yellow")
+            yield Text()
+
+
+def previews(
+    files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, limit: int = 3
+) -> Iterator[Previewed]:
+    """Convert the first ``limit`` records of ``files``, in order, by the same code as a run; write nothing.
+
+    Records are converted one shard at a time, and only as they are asked for.
+    Raises :class:`pipeline.errors.UserError` where a file cannot be read.
+    """
+    ids = token_ids(recipe.layout, tokenizer)
+    converter = ShardConverter(recipe, tokenizer, ids)
+    left = limit if recipe.read.limit is None else min(limit, recipe.read.limit)
+    for file in files:
+        if left <= 0:
+            return
+        for cut in cuts(file, scan(file, recipe.read), recipe.read, left):
+            left -= cut.count
+            found = list(records(cut, recipe.read))
+            made = converter.convert(cut.file, cut.format, found)
+            outcomes = _outcomes(made, recipe, tokenizer, ids.silence_id, ids.end_id)
+            for record in found:
+                record_id = f"{cut.file}:{record.number}"
+                yield outcomes.get(record_id, Previewed(record_id, []))
+
+
+def _outcomes(
+    made: ShardFiles, recipe: Recipe, tokenizer: Tokenizer, silence_id: int, end_id: int | None
+) -> dict[str, Previewed]:
+    """What became of the records of one shard, by id; those that were filtered are missing."""
+    streams = recipe.layout.streams
+    silence = Silence(np.full(len(streams), silence_id, np.int32), ())
+    columns = Columns(pq.read_table(io.BytesIO(made.data)), tuple(stream.name for stream in streams), silence)
+    outcomes: dict[str, Previewed] = {}
+    for index, source in enumerate(columns.source):
+        record_id = f"{source['file']}:{source['record']}"
+        outcome = outcomes.setdefault(record_id, Previewed(record_id, []))
+        outcome.grids.append(view(columns.grid(index), streams, tokenizer, end_id))
+    for line in made.quarantine.splitlines():
+        rejected = json.loads(line)
+        outcomes[rejected["id"]] = Previewed(
+            rejected["id"], [], Reason(rejected["reason"]), rejected["message"]
+        )
+    return outcomes
