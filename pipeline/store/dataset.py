@@ -21,6 +21,10 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
 
 
+#: Cells that are filled in at once where grids are read one by one: a few megabytes.
+_BLOCK_CELLS = 1 << 20
+
+
 class Span(NamedTuple):
     """A piece of one stream that is said without a pause."""
 
@@ -68,6 +72,8 @@ class Columns:
         self._table = table.combine_chunks()
         self._streams = streams
         self._silence = silence
+        #: The newest block of dense grids: its first grid, the one after its last, its cells.
+        self._block: tuple[int, int, NDArray[np.int32]] = (0, 0, np.empty((0, len(streams)), np.int32))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -124,30 +130,60 @@ class Columns:
 
         Returns ``(cells [rows of all grids, streams], offsets [grids + 1])``.
         """
-        spans = self.spans
+        return self._dense(0, len(self)), self._first_rows
+
+    @cached_property
+    def _first_rows(self) -> NDArray[np.int64]:
+        """The first row of every grid where all stand one below the other. [grids + 1]"""
         offsets = np.zeros(len(self) + 1, np.int64)
-        np.cumsum(spans.num_rows, out=offsets[1:])
-        if self._silence.clocks:
-            cells = np.concatenate([self._silence.fill(int(rows)) for rows in spans.num_rows] or [self._silence.fill(0)])
+        np.cumsum(self.spans.num_rows, out=offsets[1:])
+        return offsets
+
+    def _dense(self, first: int, stop: int) -> NDArray[np.int32]:
+        """The grids from ``first`` up to ``stop``, one below the other. [their rows, streams]"""
+        spans, rows = self.spans, self._first_rows[first : stop + 1]
+        if self._silence.clocks:  # ticks start anew in every grid
+            cells = np.concatenate([self._silence.fill(int(count)) for count in [*np.diff(rows), 0]])
         else:
-            cells = self._silence.fill(int(offsets[-1]))
-        first_row = spans.start + np.repeat(offsets[:-1], np.diff(spans.grid_offsets))
-        _say(cells, spans.stream, first_row, spans.token_offsets, spans.tokens)
-        return cells, offsets
+            cells = self._silence.fill(int(rows[-1] - rows[0]))
+        own = slice(*spans.grid_offsets[[first, stop]].tolist())
+        offsets = spans.token_offsets[own.start : own.stop + 1]
+        spans_per_grid = np.diff(spans.grid_offsets[first : stop + 1])
+        _say(
+            cells,
+            spans.stream[own],
+            spans.start[own] + np.repeat(rows[:-1] - rows[0], spans_per_grid),
+            offsets - offsets[0],
+            spans.tokens[offsets[0] : offsets[-1]],
+        )
+        return cells
+
+    def dense_grid(self, index: int) -> NDArray[np.int32]:
+        """One grid with silence filled in; grids that are read in order are filled in by the block. [rows, streams]"""
+        rows = self._first_rows
+        first, stop, cells = self._block
+        if not first <= index < stop:
+            wanted = rows[index] + _BLOCK_CELLS // len(self._streams)
+            stop = max(index + 1, int(np.searchsorted(rows, wanted, side="right")) - 1)
+            first, cells = index, self._dense(index, stop)
+            self._block = (first, stop, cells)
+        begin = rows[first]
+        return cells[rows[index] - begin : rows[index + 1] - begin].copy()
 
     def grid(self, index: int) -> Grid:
         """One grid."""
-        return Grid(self, index, self._streams, self._silence)
+        return Grid(self, index, self._streams)
 
 
 class Grid:
     """One conversation, or one window of it."""
 
-    def __init__(self, columns: Columns, index: int, streams: tuple[str, ...], silence: Silence) -> None:
+    __slots__ = ("_columns", "_index", "_streams")
+
+    def __init__(self, columns: Columns, index: int, streams: tuple[str, ...]) -> None:
         self._columns = columns
         self._index = index
         self._streams = streams
-        self._silence = silence
 
     def __repr__(self) -> str:
         return f"<Grid {self.id}: {self.num_rows} rows, {self.num_tokens} tokens>"
@@ -201,13 +237,7 @@ class Grid:
 
     def dense(self) -> NDArray[np.int32]:
         """The grid with silence filled in. int32 [rows, streams]"""
-        spans = self._columns.spans
-        cells = self._silence.fill(self.num_rows)
-        low, high = int(spans.grid_offsets[self._index]), int(spans.grid_offsets[self._index + 1])
-        offsets = spans.token_offsets[low : high + 1]
-        tokens = spans.tokens[offsets[0] : offsets[-1]] if high > low else spans.tokens[:0]
-        _say(cells, spans.stream[low:high], spans.start[low:high], offsets - offsets[0], tokens)
-        return cells
+        return self._columns.dense_grid(self._index)
 
 
 def _say(
