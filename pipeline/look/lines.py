@@ -222,7 +222,10 @@ def _lane_line(stream: Stream, number: int, block: list[_Column], gutter: int) -
 
 def _append(line: Text, placed: Placed, width: int, style: str) -> None:
     cell = crop(placed.cell, width)
-    line.append(placed.lead, style=_QUIET)
+    if placed.lead == JOINER:
+        line.append(JOINER, style=_QUIET)
+    else:
+        line.append(" ")
     for text, quiet in cell.body:
         line.append(text, style=f"dim {style}" if quiet else style)
     line.append(" " * (width - cell.width))
@@ -264,7 +267,7 @@ def _down(view: GridView, width: int, compact: bool) -> Iterator[Text]:
 
 def _widths(view: GridView, width: int, sample: list[_Column | _Gap]) -> list[int]:
     """A width for every lane: what it needs, or if that does not fit, a fair share of the room."""
-    needs = [min(cell_len(stream.name), 8) for stream in view.streams]
+    needs = [min(cell_len(stream.name), 10) for stream in view.streams]
     for row in sample:
         if isinstance(row, _Column):
             for lane, placed in row.said.items():

@@ -34,16 +34,13 @@ def find_grid(dataset: Dataset, grid_id: str | None = None) -> GridView:
         ids = dataset.shard(number, ["id"]).ids
         if grid_id in ids:
             return view_of(dataset, dataset.shard(number).grid(ids.index(grid_id)))
-        windows = [
-            other for other in ids if other == f"{file}:{record}" or other.startswith(f"{file}:{record}#")
-        ]
-        if windows:
-            raise UserError(f"--id {grid_id}: of this record there are {', '.join(windows)}")
+        others = [i for i in ids if i == f"{file}:{record}" or i.startswith(f"{file}:{record}#")]
+        if others:
+            raise UserError(f"--id {grid_id}: of this record there are {', '.join(others)}")
         raise UserError(f"--id {grid_id}: this record has no grid: it was filtered, or is in quarantine")
-    first = next(number for number, shard in enumerate(shards) if shard.rows)
-    raise UserError(
-        f"--id {grid_id}: no such record; ids are FILE:RECORD, the first is {dataset.shard(first, ['id']).ids[0]}"
-    )
+    filled = next(number for number, shard in enumerate(shards) if shard.rows)
+    first = dataset.shard(filled, ["id"]).ids[0]
+    raise UserError(f"--id {grid_id}: no such record; ids are FILE:RECORD, the first is {first}")
 
 
 def show_grid(

@@ -300,8 +300,8 @@ def _facts(figures: Stats) -> Iterator[tuple[str, Text]]:
         yield (
             "rows per grid",
             Text(
-                f"min {rows.min:,} · median {rows.median:,.0f} · mean {rows.mean:,.1f} · p90 {rows.p90:,.0f}"
-                f" · max {rows.max:,}: {visible(figures.longest.id)}"
+                f"min {rows.min:,} · median {rows.median:,.0f} · mean {rows.mean:,.1f} · "
+                f"p90 {rows.p90:,.0f} · max {rows.max:,}: {visible(figures.longest.id)}"
             ),
         )
     if delay is not None:
@@ -309,8 +309,8 @@ def _facts(figures: Stats) -> Iterator[tuple[str, Text]]:
         yield (
             "answer begins",
             Text(
-                f"median {spread.median:,.0f} · mean {spread.mean:,.1f} · p90 {spread.p90:,.0f} rows after the "
-                f"end of the input; {delay.early:.0%} of {spread.count:,} turns before it"
+                f"median {spread.median:,.0f} · mean {spread.mean:,.1f} · p90 {spread.p90:,.0f} rows after "
+                f"the end of the input; {delay.early:.0%} of {spread.count:,} turns before it"
             ),
         )
     yield (
