@@ -9,90 +9,104 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from jobs.shard import Done, Setup, ShardWorker, Task
 from pipeline.errors import UserError
 from pipeline.store.format import WORK
-from pipeline.store.place import Place
 
-#: A shard that kills its worker this often stops the run: trying on would never end.
+#: A shard that ends its worker this often stops the run: trying on would never end. So do workers that never start.
 ATTEMPTS = 5
 #: Shards that are handed to one actor ahead of time, so that it never waits for the driver.
 _WINDOW_PER_ACTOR = 2
+#: After this many seconds without any worker it is said what is waited for, and again each time.
+_PATIENCE = 30.0
 
 
 class RayPool:
     """Shards over ``workers`` actors of one CPU each, on a cluster or on this machine."""
 
-    def __init__(self, address: str, workers: int | None) -> None:
-        """``address``: ``local`` to start Ray here, ``auto`` for a running cluster, or the address of one.
+    def __init__(self, address: str, workers: int | None, notice: Callable[[str], None]) -> None:
+        """``address``: ``local`` to start Ray here, or the address of a cluster that answers. ``notice`` tells the user.
 
-        Raises :class:`UserError` where there is no such cluster, or where it is too small.
+        Raises :class:`UserError` where the cluster cannot be joined, or can never have that many workers.
         """
+        self._notice = notice
         _connect(address, workers)
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        self.workers = workers or max(cpus, 1)
-        if self.workers > cpus:
+        cpus = _cpus()
+        self.workers = workers or cpus
+        if not 1 <= self.workers <= cpus:
             ray.shutdown()
-            raise UserError(
-                f"--workers {self.workers}: each worker takes one CPU, and the Ray cluster has {cpus}; "
-                f"{self.workers - cpus} are missing. Use --workers {cpus} or add nodes"
-            )
-        where = "Ray on this machine" if address == "local" else f"Ray cluster of {len(ray.nodes())} nodes"
-        self.description = f"{self.workers} workers, {where}"
+            raise UserError(_too_small(max(self.workers, 1), cpus))
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        where = "Ray on this machine" if address == "local" else f"Ray cluster of {nodes} node{'s' if nodes > 1 else ''}"
+        self.description = f"{self.workers} worker{'s' if self.workers > 1 else ''}, {where}"
         #: Attempts that were lost with their workers.
         self.lost = 0
 
     def run(self, setup: Setup, tasks: Iterable[Task]) -> Iterator[Done]:
         """Convert and commit every task."""
-        shared = ray.put(setup)
-        actors = [_Worker.remote(shared) for _ in range(self.workers)]
+        attempts = (_Attempt(ray.put(task), _name(task), 1) for task in tasks)  # as they are asked for
+        again = [attempt for attempt in [next(attempts, None)] if attempt is not None]
+        if not again:
+            return
+        slots = [_Slot(ray.put(setup)) for _ in range(self.workers)]
         try:
-            _check_shared(actors, setup.out)
-            yield from self._run(shared, actors, tasks)
+            yield from self._run(slots, again, attempts)
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            for slot in slots:
+                ray.kill(slot.actor)
 
-    def _run(self, shared: Any, actors: list[Any], tasks: Iterable[Task]) -> Iterator[Done]:
-        running: dict[Any, _Attempt] = {}  # by the result that it will give
-        load = [0] * len(actors)
-        again: list[tuple[Task, int]] = []
-        pending = iter(tasks)
-
+    def _run(self, slots: list[_Slot], again: list[_Attempt], attempts: Iterator[_Attempt]) -> Iterator[Done]:
+        starting = 0  # workers in a row that died before they could be given anything
         while True:
-            while min(load) < _WINDOW_PER_ACTOR:
-                task, count = again.pop() if again else (next(pending, None), 1)
-                if task is None:
+            # Tasks wait here, not in the queue of an actor that has no CPU yet and may never get one.
+            while slot := min((slot for slot in slots if slot.room), key=lambda slot: len(slot.tasks), default=None):
+                attempt = again.pop() if again else next(attempts, None)
+                if attempt is None:
                     break
-                slot = load.index(min(load))
-                load[slot] += 1
-                running[actors[slot].run.remote(task)] = _Attempt(task, count, slot, actors[slot])
-            if not running:
+                slot.give(attempt)
+            waiting = {result: slot for slot in slots for result in slot.results}
+            if not again and not any(slot.tasks for slot in slots):
                 return
-            (result,), _ = ray.wait(list(running), num_returns=1)
-            attempt = running.pop(result)
-            load[attempt.slot] -= 1
+            (result,) = ray.wait(list(waiting), num_returns=1, timeout=_PATIENCE)[0] or (None,)
+            if result is None:
+                self._check_alive(slots)
+                continue
+            slot = waiting[result]
             try:
-                done: Done = ray.get(result)
-            except RayActorError as error:
+                done = ray.get(result)
+            except RayTaskError as error:  # the worker lives, what it did went wrong
+                if not isinstance(error.cause, UserError):
+                    raise
+                elsewhere = slot.node not in ("", socket.gethostname())
+                raise UserError(f"node '{slot.node}': {error.cause}" if elsewhere else str(error.cause)) from None
+            except RayError as error:
                 self.lost += 1
-                if attempt.count == ATTEMPTS:
-                    raise UserError(_gave_up(attempt.task, error)) from None
-                again.append((attempt.task, attempt.count + 1))
-                if actors[attempt.slot] is attempt.actor:  # the first of its tasks to come back
-                    actors[attempt.slot] = _Worker.remote(shared)
-            except RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise UserError(str(error.cause)) from None
-                raise
+                starting = 0 if slot.started else starting + 1
+                if starting == ATTEMPTS:
+                    raise UserError(f"--ray: the workers cannot start: {_reason(error)}") from None
+                again += slot.lose(error)
             else:
-                yield done
+                starting = 0
+                slot.take(result, done)
+                if isinstance(done, Done):
+                    yield done
+
+    def _check_alive(self, slots: list[_Slot]) -> None:
+        """Say what is waited for, or stop where it can never come."""
+        if any(slot.started for slot in slots):
+            return
+        cpus = _cpus()
+        if cpus < 1:
+            raise UserError(f"{_too_small(1, cpus)}. Finished shards are kept")
+        free = int(ray.available_resources().get("CPU", 0))
+        self._notice(f"waiting for a worker: {free} of the cluster's {cpus} CPUs are free")
 
     def __enter__(self) -> Self:
         return self
@@ -102,62 +116,132 @@ class RayPool:
 
 
 class _Attempt(NamedTuple):
-    """A task that an actor has."""
+    """A task on its way; the task itself is in Ray's object store, whatever the number of attempts."""
 
-    task: Task
+    task: Any
+    name: str
     count: int
-    slot: int
-    actor: Any
 
 
-@ray.remote(num_cpus=1)
+class _Slot:
+    """A place in the pool. Its actor is replaced when it dies."""
+
+    def __init__(self, setup: Any) -> None:
+        self._setup = setup
+        self._begin()
+
+    def _begin(self) -> None:
+        self.actor = _Actor.remote()
+        #: Empty until it has started.
+        self.node = ""
+        #: In the order in which the actor does them: where it dies, the first was at work and the others were not.
+        self.tasks: deque[_Attempt] = deque()
+        #: What the actor will give, in the same order; first of all that it has started.
+        self.results: deque[Any] = deque([self.actor.start.remote(self._setup)])
+
+    @property
+    def started(self) -> bool:
+        """Whether the actor has a CPU, and is ready to work."""
+        return self.node != ""
+
+    @property
+    def room(self) -> bool:
+        """Whether it can be given another task."""
+        return self.started and len(self.tasks) < _WINDOW_PER_ACTOR
+
+    def give(self, attempt: _Attempt) -> None:
+        """Hand out a task."""
+        self.tasks.append(attempt)
+        self.results.append(self.actor.run.remote(attempt.task))
+
+    def take(self, result: Any, value: str | Done) -> None:
+        """Note what has come: the node's name at the start, then what became of a task."""
+        place = self.results.index(result)
+        del self.results[place]
+        if isinstance(value, Done):
+            del self.tasks[place]
+        else:
+            self.node = value
+
+    def lose(self, error: RayError) -> list[_Attempt]:
+        """Replace the actor, which has died. Gives the tasks that are to be done again, the first to be done last."""
+        tasks = list(self.tasks)
+        if tasks:
+            first = tasks[0]
+            if first.count == ATTEMPTS:
+                raise UserError(
+                    f"{first.name} ended their worker {ATTEMPTS} times ({_reason(error)}). A worker that runs out of "
+                    f"memory ends like this: try --set shard.bytes=4000000. Finished shards are kept"
+                )
+            tasks[0] = first._replace(count=first.count + 1)
+        ray.kill(self.actor)  # it may only be out of reach
+        self._begin()
+        return tasks
+
+
 class _Worker:
     """A shard worker in a Ray actor."""
 
-    def __init__(self, setup: Setup) -> None:
+    def start(self, setup: Setup) -> str:
+        """Make ready, and give the node's name.
+
+        Raises :class:`UserError` where the node does not see what the driver has written.
+        """
+        if setup.out.get(f"{WORK}/identity.json") is None:
+            raise UserError(
+                f"--out {setup.out}: the node '{socket.gethostname()}' does not see this directory. "
+                f"On a cluster, use a shared file system or a URL such as s3://bucket/grids"
+            )
         self._worker = ShardWorker(setup)
+        return socket.gethostname()
 
     def run(self, task: Task) -> Done:
+        """Convert and commit one shard."""
         return self._worker.run(task)
 
-    def sees(self, out: Place, name: str) -> tuple[bool, str]:
-        """Whether this worker's node sees a file that the driver wrote, and the node's name."""
-        return out.get(name) is not None, socket.gethostname()
+
+_Actor: Any = ray.remote(num_cpus=1)(_Worker)
 
 
 def _connect(address: str, workers: int | None) -> None:
     """Start or join a cluster, quietly."""
     # Usage reports and authentication are the cluster's business; a cluster that is started here needs neither.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Workers ask for no GPU and so shall see none; without this Ray warns that it will become so.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own: dict[str, Any] = {}
     try:
         if address == "local":
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            ray.init(address="local", num_cpus=workers or os.cpu_count(), include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--ray {address}: no Ray cluster answers there ({error}). "
-            f"Use --ray local to start one on this machine, or --ray off to convert in this process"
-        ) from None
+            own = {"num_cpus": workers, "include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        verb = "Ray cannot be started here" if address == "local" else "cannot join this cluster"
+        raise UserError(f"--ray {address}: {verb}: {_reason(error)}. --ray off converts in this process") from None
 
 
-def _check_shared(actors: Sequence[Any], out: Place) -> None:
-    """Fail before any work where a worker's node does not see what the driver writes."""
-    probe = f"{WORK}/identity.json"
-    for seen, host in ray.get([actor.sees.remote(out, probe) for actor in actors]):
-        if not seen:
-            raise UserError(
-                f"--out {out}: the node '{host}' does not see this directory. "
-                f"On a cluster, use a shared file system or a URL such as s3://bucket/grids"
-            )
+def _cpus() -> int:
+    """The CPUs of the cluster, those included that an autoscaler would add."""
+    from ray._private.state import state  # what Ray's own libraries ask; there is no public way
+
+    scaled = state.get_max_resources_from_cluster_config() or {}
+    return int(max(ray.cluster_resources().get("CPU", 0), scaled.get("CPU", 0)))
 
 
-def _gave_up(task: Task, error: Exception) -> str:
-    cut = task.cut
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _too_small(workers: int, cpus: int) -> str:
+    remedy = f"Use --workers {cpus} or add nodes" if cpus else "Add nodes that have CPUs"
     return (
-        f"{cut.file}: records {cut.first} to {cut.first + cut.count - 1} ended their worker {ATTEMPTS} times ({reason}). "
-        f"A worker that runs out of memory ends like this: try --set shard.bytes=4000000. Finished shards are kept"
+        f"--workers {workers}: each worker takes one CPU, and the Ray cluster has {cpus}; "
+        f"{workers - cpus} missing. {remedy}"
     )
+
+
+def _name(task: Task) -> str:
+    cut = task.cut
+    return f"{cut.file}: records {cut.first} to {cut.first + cut.count - 1}"
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says, on one line: its messages begin with what happened and go on for a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -65,7 +65,7 @@ class Progress:
         self._begin("converting", total)
         self._where = where
         if self._console is not None and not self._console.is_terminal:
-            self._console.print(f"converting {_size(total)} of input, {where}", highlight=False)
+            self.notice(f"converting {_size(total)} of input, {where}")
 
     def kept(self, counts: Counts, input_bytes: int) -> None:
         """A shard was there already."""
@@ -80,6 +80,11 @@ class Progress:
         self.tokens_now += done.shard.tokens
         self.peak_rss = max(self.peak_rss, done.peak_rss)
         self._advance(done.input_bytes)
+
+    def notice(self, text: str) -> None:
+        """Say something that the user should know now."""
+        if self._console is not None:
+            self._console.print(text, highlight=False, soft_wrap=True)
 
     def _begin(self, doing: str, total: int) -> None:
         self._doing, self._total, self._bytes, self._bytes_now = doing, total, 0, 0
@@ -114,7 +119,7 @@ class Progress:
             self._next_line = time.monotonic() + _EVERY
             share = self._bytes / max(self._total, 1)
             facts = ", ".join(fact for fact in (self._facts(), self._remaining()) if fact)
-            self._console.print(f"{self._doing}: {share:.0%}, {facts}", highlight=False, soft_wrap=True)
+            self.notice(f"{self._doing}: {share:.0%}, {facts}")
 
     def _facts(self) -> str:
         if self._doing != "converting":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,19 +12,17 @@ import msgspec
 from jobs.executor import Executor, InProcess
 from jobs.progress import Progress
 from jobs.shard import Setup, Task, is_same_shard
+from jobs.where import choose
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
-from pipeline.read.cut import FileScan, cuts, scan
+from pipeline.read.cut import FileScan, cut_all, scan
 from pipeline.read.inputs import InputFile, redact
 from pipeline.recipe import Recipe
 from pipeline.store import commit, manifest
 from pipeline.store.manifest import Input, Manifest, Shard
 from pipeline.store.place import Place
 from pipeline.store.plans import StoredPlans
-
-#: Below this many bytes of input, starting Ray takes longer than it saves.
-_WORTH_RAY = 24 << 20
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +134,7 @@ def _convert(
             else:
                 yield task
 
-    with _executor(options, size) as executor:
+    with _executor(options, size, progress) as executor:
         progress.begin_convert(size, executor.description)
         for result in executor.run(setup, missing()):
             shards[result.number] = result.shard
@@ -148,36 +144,19 @@ def _convert(
 
 def _tasks(files: Sequence[InputFile], scans: Sequence[FileScan], recipe: Recipe) -> Iterator[Task]:
     """All shards of all files, numbered in order."""
-    number = 0
-    left = recipe.read.limit
-    for file, scanned in zip(files, scans, strict=True):
-        position = 0
-        for cut in cuts(file, scanned, recipe.read, left):
-            yield Task(number, cut, cut.position - position)
-            number += 1
-            position = cut.position
-            if left is not None:
-                left -= cut.count
-        if left == 0:
-            return
+    position = {file.name: 0 for file in files}
+    for number, cut in enumerate(cut_all(files, scans, recipe.read)):
+        yield Task(number, cut, cut.position - position[cut.file])
+        position[cut.file] = cut.position
 
 
-def _executor(options: RunOptions, size: int) -> Executor:
-    """Where to convert. ``auto``: a cluster that is there; else Ray here, where it pays; else this process."""
-    where, workers = options.ray, options.workers
-    if where == "auto":
-        cpus = workers or os.cpu_count() or 1
-        if os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists():
-            where = "auto"
-        elif cpus > 1 and (workers is not None or size >= _WORTH_RAY):
-            where = "local"
-        else:
-            where = "off"
+def _executor(options: RunOptions, size: int, progress: Progress) -> Executor:
+    where = choose(options.ray, options.workers, size)
     if where == "off":
         return InProcess()
     from jobs.pool import RayPool  # takes a second to import
 
-    return RayPool(where, workers)
+    return RayPool(where, options.workers, progress.notice)
 
 
 def _run_json(
@@ -187,7 +166,7 @@ def _run_json(
     seconds = time.time() - started
     return {
         "inputs": {file.name: redact(file.location) for file in files},
-        "plans": options.plans,
+        "plans": redact(options.plans) if options.plans else None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 3),
         "converted_shards": converted,

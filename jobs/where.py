@@ -1,0 +1,67 @@
+"""Where to convert: in this process, on Ray started here, or on a cluster. Decided without importing Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+#: Below this many bytes of input, starting Ray takes longer than it saves.
+_WORTH_RAY = 24 << 20
+#: Ray itself would try for two minutes to reach a cluster that is not there.
+_ANSWERS_WITHIN = 5.0
+
+
+def choose(given: str, workers: int | None, size: int) -> str:
+    """``off``, ``local`` or the address of a cluster that answers. ``size``: bytes of input.
+
+    ``given`` is the option: ``auto`` is a cluster that is running, else Ray here where it pays, else this process.
+    Raises :class:`UserError` where the cluster that was asked for does not answer.
+    """
+    if given in ("off", "local"):
+        return given
+    if given != "auto":
+        _require(given, f"--ray {given}")
+        return given
+    named = os.environ.get("RAY_ADDRESS", "auto")
+    if named not in ("auto", "local") and not named.startswith("http"):  # http: for `ray job submit` alone
+        _require(named, f"RAY_ADDRESS={named}")
+        return named
+    here = _running_here()
+    if here is not None:
+        return here
+    cpus = workers or os.cpu_count() or 1
+    return "local" if cpus > 1 and (workers is not None or size >= _WORTH_RAY) else "off"
+
+
+def _running_here() -> str | None:
+    """The cluster that ``ray start`` has made this machine a node of. A crashed one leaves its address behind."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    try:
+        address = note.read_text().strip()
+    except OSError:
+        return None
+    return address if _problem(address) is None else None
+
+
+def _require(address: str, option: str) -> None:
+    problem = _problem(address)
+    if problem is not None:
+        raise UserError(
+            f"{option}: no Ray cluster answers there ({problem}). Check the address and the firewall, or use "
+            f"--ray local to start Ray on this machine, or --ray off to convert in this process"
+        )
+
+
+def _problem(address: str) -> str | None:
+    """Why nothing listens at ``[ray://]HOST:PORT``, or None where something does."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return "an address is HOST:PORT, such as 10.0.0.1:6379"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return None
