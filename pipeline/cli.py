@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from jobs.run import Summary
     from pipeline.recipe import Recipe
@@ -122,11 +123,13 @@ def convert(
 @click.option("--no-pager", is_flag=True, help="Write everything to the terminal at once.")
 def preview(inputs: tuple[str, ...], limit: int, no_pager: bool, **options: Any) -> None:
     """Convert a few records and show their grids; writes nothing."""
-    from pipeline.look.preview import preview as previews
+    from pipeline.look.preview import preview_lines, previews
+    from pipeline.read.inputs import resolve_inputs
 
     recipe = _recipe(**options)
     tokenizer = _tokenizer(options["tokenizer"])
-    _page(lambda console: previews(inputs, recipe, tokenizer, limit, console), no_pager)
+    files = resolve_inputs(inputs)
+    _page(lambda width: preview_lines(previews(files, recipe, tokenizer, limit), width), no_pager)
 
 
 @cli.command()
@@ -177,12 +180,13 @@ def stats(dataset: str, as_json: bool) -> None:
 @click.option("--no-pager", is_flag=True, help="Write everything to the terminal at once.")
 def show(dataset: str, grid_id: str | None, no_pager: bool) -> None:
     """Show one grid: a lane per stream, silence dim."""
-    from pipeline.look.show import find_grid, show_grid
+    from pipeline.look.lines import grid_lines
+    from pipeline.look.show import find_grid
     from pipeline.store.dataset import open_dataset
 
     opened = open_dataset(dataset)
     grid = find_grid(opened, grid_id)
-    _page(lambda console: show_grid(grid, console), no_pager)
+    _page(lambda width: grid_lines(grid, width), no_pager)
 
 
 @cli.command()
@@ -272,18 +276,22 @@ def _summarise(summary: Summary) -> None:
     sys.exit(0 if summary.manifest.counts.converted else 1)
 
 
-def _page(render: Callable[[Console], None], no_pager: bool) -> None:
-    """Render to the terminal, through a pager where it is one."""
+def _page(lines: Callable[[int], Iterator[Text]], no_pager: bool) -> None:
+    """Bring lines (made for a width) to the terminal as they come, through a pager where it is one."""
+    from pipeline.look.show import as_strings
+
     console = _console()
+    text = as_strings(lines(console.width), console)
     if console.is_terminal and not no_pager:
-        with console.pager(styles=True):
-            render(console)
+        click.echo_via_pager(text, color=True)
     else:
-        render(console)
+        for line in text:
+            click.echo(line, nl=False, color=True)
 
 
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
+    from rich.text import Text
 
     return Console(stderr=stderr, highlight=False)
 

@@ -85,7 +85,7 @@ def expand(document: Mapping[str, Any], where: str, base: Path | None = None) ->
     shard = document.get("shard", {})
     formats = ["auto", *FORMATS]
     if read.get("format", "auto") not in formats:
-        raise UserError(f"{where}: read.format: '{read['format']}' is not a format; known: {', '.join(formats)}")
+        raise UserError(f"format '{read['format']}' is not known ({where}); known are {', '.join(formats)}")
     return Recipe(
         name=document["name"],
         description=document.get("description", ""),

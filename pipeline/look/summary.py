@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.store.manifest import Manifest
+from pipeline.store.place import Place
 
 
 class Ran(Protocol):
@@ -18,6 +21,19 @@ class Ran(Protocol):
     seconds: float
     converted_shards: int
     lost_attempts: int
+
+
+def _examples(ran: Ran) -> dict[str, str]:
+    """For every reason, its first record and what was wrong with it."""
+    found: dict[str, str] = {}
+    place = Place(ran.out)
+    for shard in ran.manifest.shards:
+        if shard.quarantine is None or shard.counts.quarantine_reasons.keys() <= found.keys():
+            continue
+        for line in (place.get(shard.quarantine.path) or b"").splitlines():
+            document = msgspec.json.decode(line)
+            found.setdefault(document["reason"], f"{document['id']}: {document['message']}")
+    return found
 
 
 def render(ran: Ran, console: Console) -> None:
@@ -36,8 +52,11 @@ def render(ran: Ran, console: Console) -> None:
     if counts.quarantined:
         table.add_row(f"{counts.quarantined:,}", f"[yellow]quarantined, see {ran.out}/quarantine/[/]")
         reasons = sorted(made.quarantine_reasons.items(), key=lambda item: (-item[1], item[0]))
+        examples = _examples(ran)
         for reason, count in reasons:
             table.add_row("", f"[yellow]{count:,} {reason}[/]")
+            if reason in examples:
+                table.add_row("", Text(f"  e.g. {examples[reason]}", style="dim"))
     for role, count in counts.dropped_parts.items():
         table.add_row(f"{count:,}", f"{role} parts dropped, as layout {made.layout['name']} says")
     if counts.silence_in_content:

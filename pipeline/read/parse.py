@@ -11,7 +11,7 @@ import msgspec
 from pipeline.errors import Reason, Rejected
 from pipeline.read.containers.structure import nesting
 from pipeline.read.conversation import Conversation
-from pipeline.read.formats import ALSO_READS, FORMATS, REGISTRY, format_of
+from pipeline.read.formats import ALSO_READS, FORMATS, REGISTRY, format_of, usable_field
 
 #: Deeper nesting is refused. Far below Python's recursion limit, so that the answer does not depend on the
 #: caller's stack.
@@ -64,9 +64,8 @@ def read_conversation(raw: bytes, format: str, messages_field: str | None = None
         raise Rejected(Reason.UNKNOWN_FORMAT, "the record is neither an object nor a list of messages")
     module = REGISTRY.get(format)
     if module is None:
-        raise Rejected(
-            Reason.UNKNOWN_FORMAT, f"no format recognises the records; known: {', '.join(FORMATS)}"
-        )
+        raise Rejected(Reason.UNKNOWN_FORMAT, _unrecognised(record))
+    messages_field = usable_field(record, messages_field)
     try:
         return module.read(record, messages_field)
     except Rejected as error:
@@ -76,3 +75,14 @@ def read_conversation(raw: bytes, format: str, messages_field: str | None = None
                 message = f"the file is read as {format}, but this record is {other}"
                 raise Rejected(Reason.UNKNOWN_FORMAT, message) from None
         raise
+
+
+def _unrecognised(record: Any) -> str:
+    """Why no format recognises a record, and the field that may hold its messages."""
+    if isinstance(record, list):
+        return f"a list that no format recognises; known: {', '.join(FORMATS)}"
+    likely = [name for name in record if format_of(record, name) is not None]
+    if likely:
+        return f"no messages where they usually are; field '{likely[0]}' may hold them: --messages-field {likely[0]}"
+    keys = ", ".join(list(record)[:8]) or "none"
+    return f"no format recognises a record with the fields {keys}; known: {', '.join(FORMATS)}"

@@ -155,12 +155,16 @@ def differences(before: Any, now: Any, key: str = "") -> list[str]:
             for name in sorted(before.keys() | now.keys())
             for line in differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
         ]
-    return [] if before == now else [f"{key}: {_short(before)} there, {_short(now)} now"]
+    if before == now:
+        return []
+    if isinstance(before, list) or isinstance(now, list):
+        return [f"{key} differ"]
+    return [f"{key}: {_short(before)} there, {_short(now)} now"]
 
 
 def _short(value: Any) -> str:
     text = "none" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return text if len(text) <= 40 else text[:37] + "…"
 
 
 def build_manifest(

@@ -216,11 +216,18 @@ def test_a_dot_in_a_name() -> None:
     assert said({"x": [{"from": "human", "value": "v"}]}, field="x") == [("user", "v")]
 
 
-def test_a_named_field_that_is_not_there() -> None:
-    with pytest.raises(Rejected, match="'traj'") as caught:
-        read(openai(USER), "openai", "traj")
-    assert caught.value.reason is Reason.NO_MESSAGES
-    assert format_of({"question": "", "answer": ""}, "traj") is None
+def test_a_record_without_the_named_field_is_read_as_usual() -> None:
+    """One option names the field of some files of an input; the others need none."""
+    assert read(openai(USER), "openai", "traj") == read(openai(USER), "openai")
+    assert format_of({"question": "", "answer": ""}, "traj") == "prompt-completion"
+
+
+def test_a_record_without_messages_says_which_field_may_hold_them() -> None:
+    with pytest.raises(Rejected, match="--messages-field traj") as caught:
+        read({"traj": [USER], "reward": 1}, "unknown")
+    assert caught.value.reason is Reason.UNKNOWN_FORMAT
+    with pytest.raises(Rejected, match="fields alpha, beta"):
+        read({"alpha": 1, "beta": [2]}, "unknown")
 
 
 # Think tags

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from pipeline.read.conversation import Conversation
 from pipeline.read.formats import alpaca, harmony, openai, prompt_completion, sharegpt
+from pipeline.read.formats.fields import find_messages
 
 
 class Format(Protocol):
@@ -44,8 +45,17 @@ UNKNOWN = "unknown"
 DETECT_RECORDS = 32
 
 
+def usable_field(record: Any, field: str | None) -> str | None:
+    """``field`` where the record has it, else None: then its messages are looked for in the usual places.
+
+    One option can so name the field of some files of an input whose other files need none.
+    """
+    return None if field is None or find_messages(record, field) is None else field
+
+
 def format_of(record: Any, field: str | None = None) -> str | None:
     """The format of one decoded record, or None."""
+    field = usable_field(record, field)
     return next((name for name, module in REGISTRY.items() if module.matches(record, field)), None)
 
 
