@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/pipeline convert --input examples --out demo --recipe agent --fresh
+	$(BIN)/pipeline convert --input examples/corpus --out demo --recipe agent --fresh
 	$(BIN)/pipeline validate demo
 	$(BIN)/pipeline show demo
 
