@@ -182,7 +182,7 @@ class ShardConverter:
             if record_id not in plans:
                 raise Rejected(Reason.PLAN_INVALID, f"--plans holds no plan for {record_id}")
             segments = plans[record_id].segments
-            check_plan(segments, parts, self._routes)
+            check_plan(segments, parts, self._routes, self._stream_number)
         if dropped_here:
             dropped.update(dropped_here)
         return _Draft(record, hashlib.sha256(record.raw).digest(), parts, conversation.meta, segments)

@@ -5,7 +5,7 @@ A plan is stored as one JSON line and can be scheduled again for another tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 
@@ -49,10 +49,12 @@ def decode(line: bytes) -> Plan:
     return _decoder.decode(line)
 
 
-def check_plan(segments: Sequence[Segment], parts: Sequence[Part], routes: Mapping[str, Sequence[str]]) -> None:
+def check_plan(
+    segments: Sequence[Segment], parts: Sequence[Part], routes: Mapping[str, Sequence[str]], streams: Container[str]
+) -> None:
     """Check a plan that came from outside against the conversation that it is for.
 
-    ``routes`` gives, for a role, the streams that its parts may stand in. Every part must be covered from its first
+    ``routes`` gives, for a role, the streams that its parts may stand in; ``streams`` are all of the layout. Every part must be covered from its first
     code point to its last, in order and in one stream; dependencies must point backwards.
     Raises :class:`Rejected` (``plan_invalid``) saying which segment is wrong.
     """
@@ -64,6 +66,8 @@ def check_plan(segments: Sequence[Segment], parts: Sequence[Part], routes: Mappi
         if any(n is not None and n < 0 for _, n in segment.after) or segment.lag < 0 or segment.earliest < 0:
             raise _invalid(number, "a number of tokens or rows is negative")
         if segment.part == -1 and segment.text is not None:
+            if segment.stream not in streams:
+                raise _invalid(number, f"the layout has no stream '{segment.stream}'")
             continue
         if not 0 <= segment.part < len(parts):
             raise _invalid(number, f"the conversation has no part {segment.part}")

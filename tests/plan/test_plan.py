@@ -1,0 +1,58 @@
+"""A plan that came from outside is checked against its conversation; a stored plan is read back as it was."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from samples import conversations
+
+from pipeline import schema
+from pipeline.errors import Reason, Rejected
+from pipeline.layout import load_layout
+from pipeline.plan.edges import streams_for
+from pipeline.plan.plan import Plan, Segment, check_plan, decode
+from pipeline.plan.planners import build_planner
+from pipeline.read.conversation import Part
+
+LAYOUT = load_layout("agent")
+PARTS = [Part("user", "Hello", 0), Part("answer", "Hi!", 1)]
+GOOD = [Segment("user", 0, 0, 5), Segment("output", 1, 0, 2, None, ((0, None),)), Segment("output", 1, 2, 3)]
+
+
+def test_a_good_plan_passes() -> None:
+    check_plan(GOOD, PARTS, streams_for(LAYOUT), LAYOUT.index())
+
+
+@pytest.mark.parametrize(
+    ("segments", "said"),
+    [
+        (GOOD[:2], "part 1 is not covered"),
+        (GOOD[1:], "does not come before it"),
+        ([GOOD[0], Segment("output", 1, 0, 2), Segment("output", 1, 1, 3)], "without gaps"),
+        ([GOOD[0], Segment("output", 1, 0, 9)], "without gaps"),
+        ([GOOD[0], Segment("user", 1, 0, 3)], "does not go to stream 'user'"),
+        ([GOOD[0], Segment("output", 1, 0, 3), Segment("output", 2, 0, 1)], "no part 2"),
+        ([Segment("user", 0, 0, 5, None, ((0, None),)), *GOOD[1:]], "does not come before it"),
+        ([Segment("user", 0, 0, 5, None, (), -1), *GOOD[1:]], "negative"),
+        ([GOOD[0], Segment("output", 1, 0, 3, None, ((0, -1),))], "negative"),
+        ([*GOOD, Segment("output", -1, 0, 0)], "no part -1"),
+        ([*GOOD, Segment("audit", -1, 0, 2, "ok")], "no stream 'audit'"),
+        ([], "part 0 is not covered"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_rejected(segments: list[Segment], said: str) -> None:
+    with pytest.raises(Rejected, match=said) as caught:
+        check_plan(segments, PARTS, streams_for(LAYOUT), LAYOUT.index())
+    assert caught.value.reason is Reason.PLAN_INVALID
+
+
+@given(conversations())
+@settings(max_examples=50)
+def test_a_plan_line_satisfies_its_schema_and_is_read_back_as_it_was(parts: list[Part]) -> None:
+    plan = Plan("chats.jsonl:7", build_planner("agent", {}, LAYOUT)(parts))
+    line = msgspec.json.encode(plan)
+    assert schema.problems("plan", json.loads(line)) == []
+    assert decode(line) == plan
