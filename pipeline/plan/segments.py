@@ -30,8 +30,8 @@ def sentences(text: str) -> list[int]:
         begin, end = match.span()
         mark = text[begin]
         if mark == "\n":
-            end = begin
-            if begin == last or text[last:begin].isspace():
+            end = last + len(text[last:begin].rstrip())
+            if end == last:
                 continue  # a blank line ends nothing
         elif mark == "." and _ends_no_sentence(text, begin):
             continue
