@@ -120,7 +120,7 @@ class _Attempt(NamedTuple):
 
     task: Any
     name: str
-    count: int
+    tries: int
 
 
 class _Slot:
@@ -168,12 +168,12 @@ class _Slot:
         tasks = list(self.tasks)
         if tasks:
             first = tasks[0]
-            if first.count == ATTEMPTS:
+            if first.tries == ATTEMPTS:
                 raise UserError(
                     f"{first.name} ended their worker {ATTEMPTS} times ({_reason(error)}). A worker that runs out of "
                     f"memory ends like this: try --set shard.bytes=4000000. Finished shards are kept"
                 )
-            tasks[0] = first._replace(count=first.count + 1)
+            tasks[0] = first._replace(tries=first.tries + 1)
         ray.kill(self.actor)  # it may only be out of reach
         self._begin()
         return tasks

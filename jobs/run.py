@@ -65,7 +65,9 @@ def run(options: RunOptions, progress: Progress) -> Summary:
     recipe, tokenizer, out = options.recipe, options.tokenizer, Place(options.out)
     ids = token_ids(recipe.layout, tokenizer)
     plans = _open_plans(options.plans)
-    files = options.files
+    files = [file for file in options.files if not out.holds(file.location)]  # `--input . --out ./grids`
+    if plans is not None and plans.place.path() == out.path():
+        raise UserError(f"--plans {plans.place}: is --out too; a dataset cannot be made from its own plans")
     with out.lock():
         scans = _scan(files, recipe, progress)
         plans_fingerprint = plans.fingerprint if plans else None
@@ -75,7 +77,8 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         if before is not None and options.again is not None and manifest.identity_of(before) == identity:
             commit.reopen(out, before, options.again(before))
         elif before is not None and manifest.identity_of(before) == identity:
-            return Summary(before, options.out, time.time() - started, 0, 0)
+            commit.tidy(out)
+            return Summary(before, str(out), time.time() - started, 0, 0)
         commit.begin(out, identity, options.fresh)
         done = commit.finished(out)
         setup = Setup(recipe, tokenizer, ids, out, plans)
@@ -92,7 +95,7 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         )
         converted = len(shards) - progress.kept_shards
         commit.finish(out, made, tokenizer.json, _run_json(options, files, started, converted, lost, progress))
-    return Summary(made, options.out, time.time() - started, converted, lost)
+    return Summary(made, str(out), time.time() - started, converted, lost)
 
 
 def _scan(files: Sequence[InputFile], recipe: Recipe, progress: Progress) -> list[FileScan]:
@@ -106,7 +109,7 @@ def _open_plans(location: str | None) -> StoredPlans | None:
     place = Place(location)
     made = commit.open_manifest(place)
     if made is None:
-        raise UserError(f"--plans {location}: no dataset: there is no dataset.json in it")
+        raise UserError(f"--plans {place}: no dataset: there is no dataset.json in it")
     return StoredPlans.open(place, made)
 
 

@@ -7,6 +7,7 @@ or input is refused instead of mixed in.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -18,8 +19,13 @@ from pipeline.store.manifest import Manifest, Shard
 from pipeline.store.place import Place
 
 _IDENTITY = f"{WORK}/identity.json"
-_OWN = (MANIFEST, RUN, TOKENIZER)
-_OWN_FOLDERS = ("data/", "plans/", "quarantine/", f"{WORK}/")
+#: In the place of an identity: ``--fresh`` is deleting what was there before.
+_CLEARED: dict[str, Any] = {}
+#: Everything that a run writes, and so everything that a run may delete: a directory may hold other files too.
+_OWN = re.compile(
+    r"data/part-\d+\.parquet|plans/part-\d+\.jsonl\.zst|quarantine/part-\d+\.jsonl"
+    rf"|{WORK}/.*|{re.escape(MANIFEST)}|{re.escape(RUN)}|{re.escape(TOKENIZER)}"
+)
 
 
 def write(out: Place, number: int, shard: Shard) -> None:
@@ -50,6 +56,11 @@ def open_manifest(out: Place) -> Manifest | None:
     return None if data is None else manifest.decode(data, out.path(MANIFEST))
 
 
+def tidy(out: Place) -> None:
+    """Remove what a run leaves that was killed between writing the manifest and removing ``_work/``."""
+    out.delete_folder(WORK)
+
+
 def unfinished(out: Place) -> dict[str, Any] | None:
     """The identity of the run that was under way, or None where there is none."""
     known = out.get(_IDENTITY)
@@ -61,40 +72,48 @@ def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
 
     Raises :class:`UserError` where another run's work or foreign files are in the way, saying what differs.
     """
-    names = out.names()
-    foreign = [name for name in names if name not in _OWN and not name.startswith(_OWN_FOLDERS)]
-    known = unfinished(out)
-    finished_before = open_manifest(out) if not fresh else None
-    if foreign and known is None and MANIFEST not in names:
-        raise UserError(
-            f"--out {out}: there are other files in it ({foreign[0]}{', …' if len(foreign) > 1 else ''}); "
-            f"name a new or empty directory"
-        )
-    if fresh:
-        clear(out)
-    elif known is not None or finished_before is not None:
-        before = known if known is not None else manifest.identity_of(finished_before)  # type: ignore[arg-type]
-        differing = manifest.differences(before, identity)
+    known, made, state = unfinished(out), out.get(MANIFEST), "an unfinished run"
+    if known is None and made is not None:
+        state = "a finished dataset"
+        known = _CLEARED if fresh else manifest.identity_of(manifest.decode(made, out.path(MANIFEST)))
+    if known is None:
+        foreign = [name for name in out.names() if not name.startswith(f"{WORK}/")]
+        if foreign:
+            raise UserError(
+                f"--out {out}: there are other files in it ({foreign[0]}{', …' if len(foreign) > 1 else ''}); "
+                f"name a new or empty directory"
+            )
+    elif fresh or known == _CLEARED:
+        _clear(out)
+    else:
+        differing = manifest.differences(known, identity)
         if differing:
-            state = "a finished dataset" if known is None else "an unfinished run"
             raise UserError(
                 f"--out {out}: holds {state} of another kind:\n  " + "\n  ".join(differing) + "\n"
                 "Use another --out, or --fresh to start over."
             )
+    _identify(out, identity)
+
+
+def _identify(out: Place, identity: dict[str, Any]) -> None:
     out.put(_IDENTITY, json.dumps(identity, ensure_ascii=False, sort_keys=True).encode())
 
 
-def clear(out: Place) -> None:
-    """Delete what earlier runs left, the manifest first: without it there is no dataset."""
+def _clear(out: Place) -> None:
+    """Delete what earlier runs left, the manifest first: without it there is no dataset.
+
+    Who is killed here leaves the mark of a clearing that is not done, which the next run does to its end.
+    """
+    _identify(out, _CLEARED)
     out.delete(MANIFEST)
     for name in out.names():
-        if name in _OWN or (name.startswith(_OWN_FOLDERS) and name != f"{WORK}/lock"):
+        if _OWN.fullmatch(name) and name not in (_IDENTITY, f"{WORK}/lock"):
             out.delete(name)
 
 
 def reopen(out: Place, before: Manifest, again: set[int]) -> None:
     """Turn a finished dataset back into an unfinished run in which the shards ``again`` are missing."""
-    out.put(_IDENTITY, json.dumps(manifest.identity_of(before), ensure_ascii=False, sort_keys=True).encode())
+    _identify(out, manifest.identity_of(before))
     for number, shard in enumerate(before.shards):
         if number not in again:
             write(out, number, shard)
@@ -105,9 +124,9 @@ def finish(out: Place, made: Manifest, tokenizer_json: str, run: dict[str, Any])
     """Write what is left, the manifest last, and remove ``_work/``."""
     wanted = {path for shard in made.shards for path, _ in shard.files()}
     for name in out.names():
-        if name.startswith(("data/", "plans/", "quarantine/")) and name not in wanted:
-            out.delete(name)  # of an earlier run with more shards or more rejects
+        if "/" in name and not name.startswith(f"{WORK}/") and _OWN.fullmatch(name) and name not in wanted:
+            out.delete(name)  # of an earlier attempt that rejected more
     out.put(TOKENIZER, tokenizer_json.encode())
     out.put(RUN, (json.dumps(run, ensure_ascii=False, indent=1) + "\n").encode())
     out.put(MANIFEST, made.encode())
-    out.delete_folder(WORK)
+    tidy(out)

@@ -13,14 +13,15 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import UserError
+from pipeline.read.inputs import redact, redact_all
 from pipeline.store.format import WORK
 
 
@@ -36,19 +37,24 @@ class Place:
                 self._fs: Any = pafs.LocalFileSystem()
                 self._root = str(Path(path).expanduser().absolute())
             else:
-                self._fs, self._root = pafs.FileSystem.from_uri(location)
+                self._fs, root = pafs.FileSystem.from_uri(location)
+                self._root = root.rstrip("/")
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{location}: not a place that can be opened: {error}") from None
+            raise UserError(f"{self}: not a place that can be opened: {redact_all(str(error), location)}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Place, (self.location,)
 
     def __str__(self) -> str:
-        return self.location
+        return redact(self.location)
 
     def path(self, name: str = "") -> str:
         """The full path of a file in this place."""
         return f"{self._root}/{name}" if name else self._root
+
+    def holds(self, location: str) -> bool:
+        """Whether a path or URL is below this place."""
+        return redact(location).startswith(f"{self._root if self.local else str(self).rstrip('/')}/")
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file so that it is either whole or not there, also after a power cut."""
@@ -107,11 +113,13 @@ class Place:
         """The hash of a file, or None where there is no such file."""
         digest = hashlib.sha256()
         try:
-            with self._fs.open_input_stream(self.path(name), compression=None) as stream:
+            with self._fs.open_input_stream(self.path(name)) as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UserError(f"{self.path(name)}: cannot be read: {error}") from None
         return digest.hexdigest()
 
     def names(self, folder: str = "") -> list[str]:
@@ -129,6 +137,8 @@ class Place:
             self._fs.delete_file(self.path(name))
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise UserError(f"{self.path(name)}: cannot be deleted: {error}") from None
 
     def delete_folder(self, folder: str) -> None:
         """Delete a folder and all below it, if it is there."""
@@ -139,19 +149,38 @@ class Place:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second run on this machine away. The system releases the lock of a process that dies."""
+        """Keep a second run on this machine away. The system releases the lock of a process that dies.
+
+        A run that writes nothing leaves nothing. An object store has no locks: there two runs at a time do work twice,
+        and write the same.
+        """
         if not self.local:
             yield
             return
         path = Path(self.path(WORK)) / "lock"
+        stream = self._locked(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("wb")
-        except OSError as error:
-            raise UserError(f"--out {self.location}: cannot be written: {error.strerror}") from None
-        with stream:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            stream.close()
+            with suppress(OSError):  # there is work in it
+                path.parent.rmdir()
+
+    def _locked(self, path: Path) -> IO[bytes]:
+        while True:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stream = path.open("wb")
+            except OSError as error:
+                raise UserError(f"--out {self}: cannot be written: {error.strerror}") from None
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.close()
+                raise UserError(f"--out {self}: another run is writing there; wait for it to end") from None
             except OSError:
-                raise UserError(f"--out {self.location}: another run is writing there; wait for it to end") from None
-            yield
+                return stream  # a file system without locks
+            if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+                return stream
+            stream.close()  # the run that has just ended took its lock file away: this is not the one that others see
