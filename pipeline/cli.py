@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def main() -> NoReturn:
+def main(command: click.Command | None = None) -> NoReturn:
     """Run the command line: 0 done, 1 something is wrong with the data, 2 with the command, 130 interrupted."""
     try:
-        cli(standalone_mode=False)
+        (command or cli)(standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("\nStopped. Finished shards are kept: the same command goes on from there.", err=True)
         sys.exit(130)
