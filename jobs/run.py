@@ -78,7 +78,7 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             commit.reopen(out, before, options.again(before))
         elif before is not None and manifest.identity_of(before) == identity:
             commit.tidy(out)
-            return Summary(before, str(out), time.time() - started, 0, 0)
+            return Summary(before, options.out, time.time() - started, 0, 0)
         commit.begin(out, identity, options.fresh)
         done = commit.finished(out)
         setup = Setup(recipe, tokenizer, ids, out, plans)
@@ -95,7 +95,7 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         )
         converted = len(shards) - progress.kept_shards
         commit.finish(out, made, tokenizer.json, _run_json(options, files, started, converted, lost, progress))
-    return Summary(made, str(out), time.time() - started, converted, lost)
+    return Summary(made, options.out, time.time() - started, converted, lost)
 
 
 def _scan(files: Sequence[InputFile], recipe: Recipe, progress: Progress) -> list[FileScan]:

@@ -113,7 +113,7 @@ class Place:
         """The hash of a file, or None where there is no such file."""
         digest = hashlib.sha256()
         try:
-            with self._fs.open_input_stream(self.path(name)) as stream:
+            with self._fs.open_input_stream(self.path(name), compression=None) as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except FileNotFoundError:
@@ -127,7 +127,8 @@ class Place:
         selector = pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
         root = len(self._root) + 1
         try:
-            return sorted(info.path[root:] for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File)
+            found = self._fs.get_file_info(selector)
+            return sorted(info.path[root:] for info in found if info.type == pafs.FileType.File)
         except OSError as error:
             raise UserError(f"{self.path(folder)}: cannot be listed: {error}") from None
 
