@@ -22,8 +22,12 @@ REASONING = HERE.parent / "examples" / "corpus" / "reasoning.jsonl.zst"
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--corpus", type=Path, default=GSM8K if GSM8K.exists() else None,
-                      help="question/answer .jsonl; default: GSM8K beside the checkout, else the examples")
+    made.add_argument(
+        "--corpus",
+        type=Path,
+        default=GSM8K if GSM8K.exists() else None,
+        help="question/answer .jsonl; default: GSM8K beside the checkout, else the examples",
+    )
     made.add_argument("--tokenizer", default=str(NEOX) if NEOX.exists() else "builtin")
     made.add_argument("--json", type=Path, help="also write the results to this file")
     return made  # fmt: skip

@@ -3,8 +3,8 @@
 Both sides use the same content tokenizer, the same texts, the same number of texts per call and
 ``TOKENIZERS_PARALLELISM=false``. Rounds are interleaved; what is reported is the median of the rounds' ratios.
 
-Steady state: the clock of ``convert`` starts when every worker has finished its first shard (Ray and the workers are up,
-the tokenizer's cache is warm) and stops with the last shard but those of the final, half-busy moment: tokens that were
+Steady state: the clock of ``convert`` starts when every worker has finished its first shard (Ray and the workers are
+up, the tokenizer's cache is warm) and stops with the last shard but one, before the half-busy end; the tokens that were
 committed in between count. The bare side is warmed up in the same way, on its first tenth.
 """
 
@@ -21,12 +21,35 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from common import median, parser, progress, records, report, texts_of
 
+from jobs.progress import Progress
+from jobs.run import RunOptions, run
+from jobs.shard import Done
+from pipeline.grid.tokens import CALL_TEXTS, load_tokenizer
+from pipeline.read.inputs import resolve_inputs
+from pipeline.recipe import load_recipe
+
 WORKERS = 2
 
 
-def _tokenise(tokenizer: str, texts: Sequence[str], ready: object, results: object) -> None:
-    from pipeline.grid.tokens import CALL_TEXTS, load_tokenizer
+class Clock(Progress):
+    """Notes when every shard was finished."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: list[tuple[float, int]] = []
+
+    def finished(self, done: Done) -> None:
+        """A shard has been converted."""
+        self.marks.append((time.perf_counter(), done.shard.tokens))
+        super().finished(done)
+
+    def rate(self) -> float:
+        """Tokens per second from the first shard of the last worker to the last shard but one."""
+        steady = self.marks[WORKERS - 1 : -1]
+        return sum(tokens for _, tokens in steady[1:]) / (steady[-1][0] - steady[0][0])
+
+
+def _tokenise(tokenizer: str, texts: Sequence[str], ready: object, results: object) -> None:
     content = load_tokenizer(tokenizer)._tokenizer
     encode = content.encode_batch_fast
     warm = len(texts) // 10
@@ -62,13 +85,7 @@ def bare(tokenizer: str, texts: Sequence[str], tokens: int) -> float:
 
 def ours(tokenizer: str, corpus: Path, settings: Sequence[str]) -> tuple[float, int]:
     """Tokens per second of ``convert`` in its steady state, and all tokens without end markers."""
-    from jobs.pool import RayPool
-    from jobs.run import RunOptions, run
-    from pipeline.grid.tokens import load_tokenizer
-    from pipeline.read.inputs import resolve_inputs
-    from pipeline.recipe import load_recipe
-
-    clock = _Clock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(
             files=resolve_inputs([str(corpus)]),
@@ -79,35 +96,8 @@ def ours(tokenizer: str, corpus: Path, settings: Sequence[str]) -> tuple[float, 
             ray="local",
         )
         summary = run(options, clock)
-    assert RayPool is not None
     counts = summary.manifest.counts
     return clock.rate(), counts.tokens - counts.converted  # one end marker per conversation
-
-
-def _clock_class() -> type:
-    from jobs.progress import Progress
-    from jobs.shard import Done
-
-    class Clock(Progress):
-        """Notes when every shard was finished."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.marks: list[tuple[float, int]] = []
-
-        def finished(self, done: Done) -> None:
-            self.marks.append((time.perf_counter(), done.shard.tokens))
-            super().finished(done)
-
-        def rate(self) -> float:
-            steady = self.marks[WORKERS - 1 : -1]
-            return sum(tokens for _, tokens in steady[1:]) / (steady[-1][0] - steady[0][0])
-
-    return Clock
-
-
-def _Clock():  # noqa: N802, ANN202 - a class that is made when jobs has been imported
-    return _clock_class()()
 
 
 def main() -> None:

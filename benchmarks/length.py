@@ -25,9 +25,7 @@ def conversations(texts: list[str], words: int, total_words: int) -> list[bytes]
         pool += pool
     half = words // 2
     return [
-        json.dumps(
-            {"question": " ".join(pool[i : i + half]), "answer": " ".join(pool[i + half : i + words])}
-        ).encode()
+        json.dumps({"question": " ".join(pool[i : i + half]), "answer": " ".join(pool[i + half : i + words])}).encode()
         for i in range(0, total_words - words + 1, words)
     ]
 

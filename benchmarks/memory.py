@@ -30,7 +30,10 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for suffix, compress in ((".jsonl", False), (".jsonl.zst", True)):
-            for name, ray in (("ray_2_workers", ["--ray", "local", "--workers", "2"]), ("one_process", ["--ray", "off"])):
+            for name, ray in (
+                ("ray_2_workers", ["--ray", "local", "--workers", "2"]),
+                ("one_process", ["--ray", "off"]),
+            ):
                 peaks = []
                 for factor in (1, 10):
                     data = b"\n".join(records(given.corpus, given.conversations * factor)) + b"\n"

@@ -291,7 +291,6 @@ def _page(lines: Callable[[int], Iterator[Text]], no_pager: bool) -> None:
 
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
-    from rich.text import Text
 
     return Console(stderr=stderr, highlight=False)
 

@@ -1,6 +1,6 @@
 """One shard, start to end: raw records in, the bytes of its files out. Pure: no Ray, no clock, no disk.
 
-    records ─► conversations ─► plans ─► tokens ─► schedules ─► windows ─► spans ─► Parquet
+records ─► conversations ─► plans ─► tokens ─► schedules ─► windows ─► spans ─► Parquet
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import zstandard
 
+from pipeline import schema
 from pipeline.errors import Reason, Rejected
 from pipeline.grid.assemble import TokenizedPlans, tokenize_plans
 from pipeline.grid.ids import TokenIds
@@ -196,7 +197,8 @@ class ShardConverter:
         starts: list[int] = []
         grids: list[_Grid] = []
         plan_lines: list[bytes] = []
-        encode = msgspec.json.Encoder().encode
+        encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+        valid_plan = schema.validator("plan").is_valid
         for number, draft in enumerate(drafts):
             lengths = said[offsets[number] : offsets[number + 1]]
             try:
@@ -212,10 +214,11 @@ class ShardConverter:
             record_id = f"{file}:{draft.record.number}"
             meta = encode(draft.meta | notes).decode() if notes or draft.meta else "{}"
             for index, window in enumerate(windows):
-                grids.append(
-                    _Grid(record_id if len(windows) == 1 else f"{record_id}#{index}", number, window, meta)
-                )
-            plan_lines.append(encode(Plan(record_id, draft.segments)) + b"\n")
+                grids.append(_Grid(record_id if len(windows) == 1 else f"{record_id}#{index}", number, window, meta))
+            line = encode(Plan(record_id, draft.segments))
+            if not valid_plan(decode(line)):
+                schema.check("plan", decode(line), f"plan of {record_id}")
+            plan_lines.append(line + b"\n")
         return starts, grids, plan_lines
 
     def _windows(

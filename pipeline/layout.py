@@ -98,9 +98,7 @@ class Layout(msgspec.Struct, frozen=True):
         return document | {key: value for key, value in others.items() if value is not None}
 
 
-def load_layout(
-    given: str | Mapping[str, Any], base: Path | None = None, lanes: int | None = None
-) -> Layout:
+def load_layout(given: str | Mapping[str, Any], base: Path | None = None, lanes: int | None = None) -> Layout:
     """A shipped layout by name, a YAML file by path, or a mapping that is a layout already.
 
     ``lanes`` overrides the number of lanes of the stream that tool results go to.

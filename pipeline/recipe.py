@@ -19,8 +19,8 @@ from pipeline.errors import UserError
 from pipeline.layout import Layout, load_layout
 from pipeline.plan.planners import PLANNERS, expand_options
 from pipeline.plan.route import Filter
-from pipeline.read.options import ReadOptions
 from pipeline.read.formats import FORMATS
+from pipeline.read.options import ReadOptions
 from pipeline.resources import find_yaml
 
 
@@ -59,9 +59,7 @@ class Recipe(msgspec.Struct, frozen=True):
         }
 
 
-def load_recipe(
-    given: str, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
-) -> Recipe:
+def load_recipe(given: str, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A shipped recipe by name or a YAML file by path, with ``KEY=VALUE`` settings applied.
 
     ``overrides`` maps dotted keys (``read.format``) to values that other command line options set.
@@ -140,6 +138,4 @@ def _set(document: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def _sections() -> dict[str, Any]:
-    return {
-        name: rule for name, rule in schema.load("recipe")["properties"].items() if "properties" in rule
-    }
+    return {name: rule for name, rule in schema.load("recipe")["properties"].items() if "properties" in rule}

@@ -36,6 +36,4 @@ def find_yaml(kind: str, given: str, base: Path | None = None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise UserError(
-        f"no {kind[:-1]} named '{given}': shipped are {', '.join(known)}; or give the path of a YAML file"
-    )
+    raise UserError(f"no {kind[:-1]} named '{given}': shipped are {', '.join(known)}; or give the path of a YAML file")

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 BUILTIN = "builtin"
 _BUILTIN_PATH = Path(__file__).with_name("builtin.tokenizer.json")
 
-#: Texts that the library encodes in one call: few, so that its result is still in the processor's cache when it is read.
+#: Texts that the library encodes in one call: few, so that its result is still in the cache when it is read.
 CALL_TEXTS = 64
 #: Texts whose tokens are handled at once, as arrays.
 _BATCH_TEXTS = 1024
@@ -109,7 +109,7 @@ class Tokenizer:
         return self.to_bytes(ids).tobytes().decode("utf-8")
 
     def token_id(self, text: str, what: str) -> int:
-        """The id of a control token, or of a text that is exactly one token. ``what`` names the option for the error."""
+        """The id of a control token, or of a text that is one token. ``what`` names the option for the error."""
         if text in self.vocabulary:
             return int(self.vocabulary[text])
         ids, _ = self.encode([text])
@@ -143,7 +143,9 @@ def load_tokenizer(given: str) -> Tokenizer:
         document = json.loads(source)
         tokenizer = Tokenizer(name, hashlib.sha256(source).hexdigest(), _content_json(document))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a malformed file
-        raise UserError(f"--tokenizer {given}: not a tokenizer.json that the tokenizers library reads: {error}") from None
+        raise UserError(
+            f"--tokenizer {given}: not a tokenizer.json that the tokenizers library reads: {error}"
+        ) from None
     _probe(tokenizer, given)
     return tokenizer
 
@@ -157,11 +159,16 @@ def _read(given: str) -> tuple[str, bytes]:
     try:
         if path.exists():
             # Only the name: a dataset does not depend on where its tokenizer lay.
-            return path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.name, path.read_bytes()
+            return (
+                path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.name,
+                path.read_bytes(),
+            )
     except OSError as error:
         raise UserError(f"--tokenizer {given}: cannot be read: {error.strerror}") from None
     if path.suffix == ".json" or given.startswith((".", "/", "~")) or given.count("/") > 1:
-        raise UserError(f"--tokenizer {given}: no such file; give a tokenizer.json, a directory with one, or '{BUILTIN}'")
+        raise UserError(
+            f"--tokenizer {given}: no such file; give a tokenizer.json, a directory with one, or '{BUILTIN}'"
+        )
     try:
         from huggingface_hub import hf_hub_download
 
@@ -210,7 +217,8 @@ def _probe(tokenizer: Tokenizer, given: str) -> None:
 def _probe_texts(tokenizer: Tokenizer) -> Iterator[str]:
     yield " Two  spaces,\ttabs,\r\nlines\n\n\n   and an end. "
     yield "don't  CAN'T 1234567890 3.14 x==y;  {\"a\": [1, 2]} ▁ Ġ Ċ"
-    yield "e\u0301 \u00e9 \u212b \ufb01 \u2126 \u1100\u1161 가 日本語、中文。 العربية हिन्दी ไทย 👩\u200d👩\u200d👧 👍🏽 \ufeff\u200b\u2028 \U000e0041"
+    yield "e\u0301 \u00e9 \u212b \ufb01 \u2126 \u1100\u1161 가 日本語、中文。 العربية हिन्दी ไทย"
+    yield "👩\u200d👩\u200d👧 👍🏽 \ufeff\u200b\u2028 \U000e0041"
     yield "".join(map(chr, range(0x100)))
     # every byte that UTF-8 can have: lead bytes up to F4, continuation bytes 80-BF
     yield "".join(map(chr, [*range(0x100, 0x800, 64), *range(0x800, 0xD800, 4096), *range(0xE000, 0x110000, 4096)]))

@@ -60,7 +60,7 @@ def _pieces(
         # A generated segment belongs to the turn of the one before it.
         turn = turn_of_part[segment.part] if segment.part >= 0 else max(len(bounds) - 1, 0)
         if turn < len(bounds) - 1:
-            return [(Window(0, len(segments), 0, len(parts), 0), range(0, _last_row(starts, lengths)))]
+            return [(Window(0, len(segments), 0, len(parts), 0), range(_last_row(starts, lengths)))]
         while len(bounds) <= turn:
             bounds.append((number, number, start, start))
         begin, _, low, high = bounds[turn]

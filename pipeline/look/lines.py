@@ -55,9 +55,7 @@ class _Gap(NamedTuple):
     rows: int
 
 
-def grid_lines(
-    view: GridView, width: int, orientation: Orientation = "auto", compact: bool = True
-) -> Iterator[Text]:
+def grid_lines(view: GridView, width: int, orientation: Orientation = "auto", compact: bool = True) -> Iterator[Text]:
     """The lines that show a grid, each at most ``width`` columns (and never planned for fewer than 40).
 
     ``auto`` lets rows run to the right unless running down takes fewer lines, as it does for many busy lanes.
@@ -173,11 +171,7 @@ def _blocks(rows: Iterable[_Column | _Gap], room: int) -> Iterator[list[_Column]
 def _voices(view: GridView) -> list[int]:
     """The lanes that are ever anything but silent."""
     names = {span.stream for span in view.spans}
-    return [
-        number
-        for number, stream in enumerate(view.streams)
-        if stream.name in names or stream.clock is not None
-    ]
+    return [number for number, stream in enumerate(view.streams) if stream.name in names or stream.clock is not None]
 
 
 def _speaking(block: list[_Column], voices: list[int]) -> list[int]:
@@ -196,11 +190,7 @@ def _ruler(block: list[_Column], gutter: int) -> Text:
     for number, column in enumerate(block):
         label = str(column.row)
         free = not line or len(line) < place
-        if (
-            (number == 0 or column.row % 5 == 0)
-            and free
-            and place + len(label) <= max(room, gutter + 1 + len(label))
-        ):
+        if (number == 0 or column.row % 5 == 0) and free and place + len(label) <= max(room, gutter + 1 + len(label)):
             line = line.ljust(place) + label
         place += 1 + column.width
     return Text(line, style=_QUIET, no_wrap=True)
@@ -288,9 +278,7 @@ def _widths(view: GridView, width: int, sample: list[_Column | _Gap]) -> list[in
 def _names_line(view: GridView, widths: list[int], digits: int) -> Text:
     line = Text(" " * digits, no_wrap=True)
     for stream, own in zip(view.streams, widths, strict=True):
-        line.append("  ").append(
-            set_cell_size(_name(stream.name, own), own), style=f"bold {_STYLES[stream.kind]}"
-        )
+        line.append("  ").append(set_cell_size(_name(stream.name, own), own), style=f"bold {_STYLES[stream.kind]}")
     line.rstrip()
     return line
 

@@ -53,9 +53,7 @@ def preview(
     width: int | None = None,
 ) -> None:
     """Print what would become of the first ``limit`` records of ``inputs``: paths, globs, URLs."""
-    for line in preview_lines(
-        previews(resolve_inputs(inputs), recipe, tokenizer, limit), width or console.width
-    ):
+    for line in preview_lines(previews(resolve_inputs(inputs), recipe, tokenizer, limit), width or console.width):
         console.print(line, soft_wrap=True)
 
 
@@ -74,9 +72,7 @@ def preview_lines(outcomes: Iterable[Previewed], width: int) -> Iterator[Text]:
             yield Text()
 
 
-def previews(
-    files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, limit: int = 3
-) -> Iterator[Previewed]:
+def previews(files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, limit: int = 3) -> Iterator[Previewed]:
     """Convert the first ``limit`` records of ``files``, in order, by the same code as a run; write nothing.
 
     Records are converted one shard at a time, and only as they are asked for.
@@ -112,7 +108,5 @@ def _outcomes(
         outcome.grids.append(view(columns.grid(index), streams, tokenizer, end_id))
     for line in made.quarantine.splitlines():
         rejected = json.loads(line)
-        outcomes[rejected["id"]] = Previewed(
-            rejected["id"], [], Reason(rejected["reason"]), rejected["message"]
-        )
+        outcomes[rejected["id"]] = Previewed(rejected["id"], [], Reason(rejected["reason"]), rejected["message"])
     return outcomes

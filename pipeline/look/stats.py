@@ -123,9 +123,7 @@ def stats(dataset: Dataset) -> Stats:
         delays.append(_answer_delays(columns, spans))
 
     counts = dataset.manifest.counts
-    row_count = (
-        pl.concat([pl.Series("rows", part) for part in rows]) if rows else pl.Series("rows", [], pl.Int32)
-    )
+    row_count = pl.concat([pl.Series("rows", part) for part in rows]) if rows else pl.Series("rows", [], pl.Int32)
     delay = pl.Series("delay", np.concatenate([np.empty(0, np.int32), *delays]))
     tokens = int(per_stream.sum())
     all_rows = int(row_count.cast(pl.Int64).sum())
@@ -147,9 +145,7 @@ def stats(dataset: Dataset) -> Stats:
         passes=Passes(tokens, all_rows, _ratio(tokens, all_rows)),
         rows=_distribution(row_count),
         longest=longest,
-        answer_delay=None
-        if spread is None
-        else AnswerDelay(spread, _ratio(int((delay <= 0).sum()), len(delay))),
+        answer_delay=None if spread is None else AnswerDelay(spread, _ratio(int((delay <= 0).sum()), len(delay))),
         quarantine_reasons=dict(counts.quarantine_reasons),
         dropped_parts=dict(counts.dropped_parts),
         silence_in_content=counts.silence_in_content,

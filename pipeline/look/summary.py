@@ -16,11 +16,16 @@ from pipeline.store.place import Place
 class Ran(Protocol):
     """What the summary needs to know of a run."""
 
-    manifest: Manifest
-    out: str
-    seconds: float
-    converted_shards: int
-    lost_attempts: int
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def out(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def converted_shards(self) -> int: ...
+    @property
+    def lost_attempts(self) -> int: ...
 
 
 def _examples(ran: Ran) -> dict[str, str]:
@@ -60,7 +65,9 @@ def render(ran: Ran, console: Console) -> None:
     for role, count in counts.dropped_parts.items():
         table.add_row(f"{count:,}", f"{role} parts dropped, as layout {made.layout['name']} says")
     if counts.silence_in_content:
-        table.add_row(f"{counts.silence_in_content:,}", "[yellow]content tokens are the token that stands for silence[/]")
+        table.add_row(
+            f"{counts.silence_in_content:,}", "[yellow]content tokens are the token that stands for silence[/]"
+        )
     console.print(table)
     shards = len(made.shards)
     kept = shards - ran.converted_shards

@@ -55,7 +55,13 @@ class Edges:
         self._input_block = is_input
 
     def add(
-        self, part: Part, index: int, stream: str, ends: Sequence[int], after: Sequence[tuple[Dependency, ...]], lag: int = 0
+        self,
+        part: Part,
+        index: int,
+        stream: str,
+        ends: Sequence[int],
+        after: Sequence[tuple[Dependency, ...]],
+        lag: int = 0,
     ) -> range:
         """Add the segments of a part that is cut at ``ends`` (code points); ``after[i]`` are the edges of the i-th."""
         segments = self.segments

@@ -117,9 +117,7 @@ def scan(file: InputFile, options: ReadOptions, progress: Progress | None = None
     with _opened(file.location) as stream:
         hashing = _Hashing(stream, progress)
         slices = tuple(_line_slices(_split(hashing, "lines", "", options), options))
-        return FileScan(
-            hashing.hexdigest(), hashing.size, "lines", "", sum(piece.count for piece in slices), slices
-        )
+        return FileScan(hashing.hexdigest(), hashing.size, "lines", "", sum(piece.count for piece in slices), slices)
 
 
 def cuts(file: InputFile, scan: FileScan, options: ReadOptions, limit: int | None = None) -> Iterator[Cut]:
@@ -153,8 +151,7 @@ def records(cut: Cut, options: ReadOptions) -> Iterator[Record]:
         yield record
     if count != cut.count:
         raise UserError(
-            f"{redact(cut.location)}: changed while it was read: "
-            f"{count:,} records where {cut.count:,} were; run again"
+            f"{redact(cut.location)}: changed while it was read: {count:,} records where {cut.count:,} were; run again"
         )
 
 
@@ -279,9 +276,7 @@ def _range_cuts(file: InputFile, scan: FileScan, options: ReadOptions, limit: in
 def _format_by_range(file: InputFile, scan: FileScan, options: ReadOptions) -> str:
     if options.format != "auto":
         return options.format
-    head = chain.from_iterable(
-        _read_range(_cut(file, scan, piece, UNKNOWN), options) for piece in scan.slices
-    )
+    head = chain.from_iterable(_read_range(_cut(file, scan, piece, UNKNOWN), options) for piece in scan.slices)
     return _detect(_head(head), options)
 
 

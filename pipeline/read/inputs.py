@@ -251,9 +251,7 @@ def _distinct(files: list[InputFile]) -> list[InputFile]:
         for i in clashes:
             rivals = [paths[j] for j in clashes if names[j] == names[i]]
             if depth[i] >= len(paths[i]) and rivals == [paths[i]] * len(rivals):
-                raise UserError(
-                    f"{redact(files[i].location)}: given twice, by URLs that differ; give it once"
-                )
+                raise UserError(f"{redact(files[i].location)}: given twice, by URLs that differ; give it once")
         for i in clashes:
             depth[i] = min(depth[i] + 1, len(paths[i]))
             names[i] = "/".join(paths[i][-depth[i] :])

@@ -44,9 +44,7 @@ def _refuse(raw: bytes, error: msgspec.DecodeError) -> NoReturn:
         except (ValueError, RecursionError):
             pass
         else:
-            raise Rejected(
-                Reason.INVALID_UNICODE, "a lone surrogate (\\ud800 to \\udfff) is not text"
-            ) from None
+            raise Rejected(Reason.INVALID_UNICODE, "a lone surrogate (\\ud800 to \\udfff) is not text") from None
     try:
         raw.decode()
     except UnicodeDecodeError as bad:

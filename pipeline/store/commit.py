@@ -1,7 +1,7 @@
 """Progress on disk while a run is under way: ``_work/`` (DESIGN §6).
 
-A shard is done when its commit exists. ``_work/identity.json`` says which run this is, so that a run with another recipe
-or input is refused instead of mixed in.
+A shard is done when its commit exists. ``_work/identity.json`` says which run this is, so that a run with another
+recipe or input is refused instead of mixed in.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 
@@ -28,7 +29,7 @@ class Counts(msgspec.Struct, frozen=True):
     quarantine_reasons: dict[str, int] = {}
 
     def __add__(self, other: Counts) -> Counts:
-        sums = {}
+        sums: dict[str, Any] = {}
         for name in self.__struct_fields__:
             mine, theirs = getattr(self, name), getattr(other, name)
             if isinstance(mine, dict):

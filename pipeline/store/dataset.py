@@ -20,7 +20,6 @@ from pipeline.store.format import MANIFEST, SCHEMA, TOKENIZER
 from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
 
-
 #: Cells that are filled in at once where grids are read one by one: a few megabytes.
 _BLOCK_CELLS = 1 << 20
 
@@ -302,7 +301,8 @@ class Dataset:
             with self.place.open(path) as source, pq.ParquetFile(source, pre_buffer=False) as file:
                 table = file.read(columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{self.place.path(path)}: cannot be read: {error}; 'pipeline validate' says more") from None
+            where = self.place.path(path)
+            raise UserError(f"{where}: cannot be read: {error}; 'pipeline validate' says more") from None
         return Columns(table, tuple(stream.name for stream in self.layout.streams), self.silence)
 
     def columns(self) -> Iterator[Columns]:
@@ -339,7 +339,9 @@ def open_dataset(location: str, silence_id: int | None = None) -> Dataset:
     place = Place(str(location))
     data = place.get(MANIFEST)
     if data is None:
-        raise UserError(f"{location}: no dataset: there is no {MANIFEST}; an unfinished run is resumed by its own command")
+        raise UserError(
+            f"{location}: no dataset: there is no {MANIFEST}; an unfinished run goes on with its own command"
+        )
     made = manifest.decode(data, place.path(MANIFEST))
     if made.counts.rows != sum(shard.rows for shard in made.shards):
         raise UserError(f"{place.path(MANIFEST)}: the rows of the shards do not add up to counts.rows")

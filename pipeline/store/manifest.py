@@ -110,7 +110,7 @@ def decode(data: bytes, where: str) -> Manifest:
         raise UserError(f"{where}: not valid JSON: {error}") from None
     found = document.get("format_version") if isinstance(document, dict) else None
     if isinstance(found, int) and found > FORMAT_VERSION:
-        raise UserError(f"{where}: format version {found} is newer than this program's {FORMAT_VERSION}; update pipeline")
+        raise UserError(f"{where}: format version {found}, but this program knows {FORMAT_VERSION}; update pipeline")
     schema.check("manifest", document, where)
     return msgspec.convert(document, Manifest)
 

@@ -15,7 +15,14 @@ KEPT_BYTES = 1 << 16
 
 
 def line(
-    file: str, record: int, offset: int, length: int, raw: bytes | None, sha256: bytes | None, reason: Reason, message: str
+    file: str,
+    record: int,
+    offset: int,
+    length: int,
+    raw: bytes | None,
+    sha256: bytes | None,
+    reason: Reason,
+    message: str,
 ) -> bytes:
     """One quarantine line, checked against its schema, without the line break.
 

@@ -1,8 +1,10 @@
 """The one place that writes Parquet. The same rows give the same bytes.
 
-Tokens are stored plain: zstd then finds repeated words, which delta coding hides from it. Counts, rows and stream numbers
-are delta coded. (Measured on GSM8K with a 50k vocabulary, bytes per token, all columns: tokens plain 1.49, as a dictionary
-1.62, as byte streams 1.70, delta coded 2.45.) The bytes depend on the number of write calls, so a shard is one call.
+Tokens are stored plain: zstd then finds repeated words, which delta coding hides from it. Counts, rows and stream
+numbers are delta coded. (Measured on GSM8K with a 50k vocabulary, bytes per token, all columns: tokens plain 1.49, as a
+dictionary 1.62, as byte streams 1.70, delta coded 2.45.)
+
+The bytes depend on the number of write calls, so a shard is one call.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Rows(NamedTuple):
 
 
 def write_parquet(spans: Sequence[Spans], rows: Sequence[Rows], schema: pa.Schema) -> bytes:
-    """One shard, given in pieces, as a Parquet file. ``schema``: :data:`pipeline.store.format.SCHEMA` with its metadata."""
+    """One shard, given in pieces, as a Parquet file. ``schema``: that of the format, with its metadata."""
     pieces = [pa.Table.from_arrays(_columns(s, r), schema=schema) for s, r in zip(spans, rows, strict=True)]
     table = pa.concat_tables(pieces).combine_chunks() if pieces else schema.empty_table()
     sink = pa.BufferOutputStream()

@@ -66,9 +66,7 @@ class _Splitter:
                 mark = chunk[end]
                 if mark in (COMMA, _CLOSE):
                     body = chunk[begin:end]
-                    if not (
-                        mark == _CLOSE and self._number == 0 and self._pending.empty and not body.strip(BLANK)
-                    ):
+                    if not (mark == _CLOSE and self._number == 0 and self._pending.empty and not body.strip(BLANK)):
                         yield self._element(body, begin)
                     begin = end + 1
                     self.closed = mark == _CLOSE
@@ -117,6 +115,4 @@ class _Splitter:
                 self._pending.add(chunk)
         except CorruptStream as error:
             message = f"{message}; {error}"
-        return self._pending.take_rest(
-            self._number, begin, f"{message}; the rest from byte {begin:,} on is one record"
-        )
+        return self._pending.take_rest(self._number, begin, f"{message}; the rest from byte {begin:,} on is one record")

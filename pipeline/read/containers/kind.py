@@ -42,12 +42,7 @@ def sniff_json(stream: BinaryIO, compression: str, limit: int) -> str:
     lines = [line for line in head.split(b"\n") if line.strip(BLANK)][:2]
     if not lines or len(lines[0]) > limit or _parses(lines[0]):
         return "lines"
-    if (
-        len(lines) > 1
-        and lines[0].rstrip(BLANK).endswith(b"}")
-        and lines[1][:1] == b"{"
-        and _parses(lines[1])
-    ):
+    if len(lines) > 1 and lines[0].rstrip(BLANK).endswith(b"}") and lines[1][:1] == b"{" and _parses(lines[1]):
         return "lines"
     return "single"
 

@@ -48,9 +48,7 @@ def open_parquet(stream: BinaryIO) -> pq.ParquetFile:
     try:
         # The file's own page checksums are the only way to notice a flipped bit in a text column.
         # With a buffer, pages are read one by one; without, whole column chunks of a row group are held.
-        return pq.ParquetFile(
-            stream, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True
-        )
+        return pq.ParquetFile(stream, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptStream(f"not a readable Parquet file: {error}") from None
 
@@ -160,9 +158,7 @@ def _plan(kind: pa.DataType, lenient: bool) -> tuple[pa.DataType, Convert | None
     if t.is_struct(kind):
         plans = [_plan(field.type, lenient) for field in kind]
         storage = pa.struct([field.with_type(plan[0]) for field, plan in zip(kind, plans, strict=True)])
-        converts = [
-            (field.name, plan[1]) for field, plan in zip(kind, plans, strict=True) if plan[1] is not None
-        ]
+        converts = [(field.name, plan[1]) for field, plan in zip(kind, plans, strict=True) if plan[1] is not None]
         return storage, (lambda value: _struct(value, converts)) if converts else None
     if t.is_map(kind):
         key_type, key = _plan(kind.key_type, lenient)

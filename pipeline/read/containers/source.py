@@ -74,9 +74,7 @@ class ByteSource:
                     try:
                         data = frame.decompress(piece)
                     except zstandard.ZstdError as error:
-                        raise CorruptStream(
-                            f"zstd, near byte {start + begin:,} of the file: {error}"
-                        ) from None
+                        raise CorruptStream(f"zstd, near byte {start + begin:,} of the file: {error}") from None
                     if data:
                         yield data
                     inside, piece = not frame.eof, frame.unused_data if frame.eof else b""

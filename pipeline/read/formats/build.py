@@ -48,9 +48,7 @@ class Builder:
         if done < len(text):
             self.add("answer", text[done:], message, seconds)
 
-    def call(
-        self, name: Any, arguments: Any, message: int, seconds: float | None = None, call_id: Any = None
-    ) -> None:
+    def call(self, name: Any, arguments: Any, message: int, seconds: float | None = None, call_id: Any = None) -> None:
         """A tool call. ``arguments`` is any JSON value; a string stays that string."""
         if not isinstance(name, str) or not name:
             raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {message}: a tool call without a name")

@@ -14,9 +14,7 @@ USUAL_FIELDS = ("messages", "conversations", "conversation")
 #: When a message was recorded; the first that can be read as a time is taken.
 TIME_FIELDS = ("timestamp", "created_at", "create_time", "time")
 
-_MEDIA = frozenset(
-    {"image", "image_url", "input_image", "audio", "input_audio", "audio_url", "video", "video_url"}
-) | {
+_MEDIA = frozenset({"image", "image_url", "input_image", "audio", "input_audio", "audio_url", "video", "video_url"}) | {
     "file",
     "input_file",
 }

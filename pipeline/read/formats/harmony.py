@@ -74,9 +74,7 @@ def _add_message(builder: Builder, number: int, message: dict[str, Any]) -> None
     if role == "tool" or (isinstance(role, str) and role not in _PLAIN_ROLES and _is_tool(role, message)):
         name = message.get("name") if role == "tool" else role
         name = name.removeprefix("functions.") if isinstance(name, str) else None
-        builder.result(
-            result_text(message.get("content"), number), number, seconds, message.get("tool_call_id"), name
-        )
+        builder.result(result_text(message.get("content"), number), number, seconds, message.get("tool_call_id"), name)
     elif role == "assistant" and recipient not in _NOBODY:
         name = recipient.removeprefix("functions.") if isinstance(recipient, str) else None
         content = message.get("content")
@@ -106,9 +104,7 @@ def parse(text: str) -> list[dict[str, Any]]:
     while True:
         begin = text.find(START, position)
         if text[position : begin if begin >= 0 else None].strip():
-            raise Rejected(
-                Reason.UNSUPPORTED_CONTENT, f"text outside of harmony messages, at character {position:,}"
-            )
+            raise Rejected(Reason.UNSUPPORTED_CONTENT, f"text outside of harmony messages, at character {position:,}")
         if begin < 0:
             return messages
         number = len(messages)

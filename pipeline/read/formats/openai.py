@@ -66,14 +66,10 @@ def add_message(builder: Builder, number: int, message: dict[str, Any]) -> None:
     elif role is None:
         raise Rejected(Reason.UNKNOWN_ROLE, f"message {number} has no role")
     else:
-        raise Rejected(
-            Reason.UNKNOWN_ROLE, f"message {number}: role {role!r} is not known; known: {KNOWN_ROLES}"
-        )
+        raise Rejected(Reason.UNKNOWN_ROLE, f"message {number}: role {role!r} is not known; known: {KNOWN_ROLES}")
 
 
-def _add_assistant(
-    builder: Builder, number: int, message: dict[str, Any], content: Any, seconds: float | None
-) -> None:
+def _add_assistant(builder: Builder, number: int, message: dict[str, Any], content: Any, seconds: float | None) -> None:
     for name in REASONING_FIELDS:
         reasoning = message.get(name)
         if reasoning:

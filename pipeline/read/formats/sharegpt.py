@@ -55,9 +55,7 @@ def read(record: Any, field: str | None = None) -> Conversation:
                 result_text(value, number), number, seconds, message.get("tool_call_id"), message.get("name")
             )
         else:
-            raise Rejected(
-                Reason.UNKNOWN_ROLE, f"message {number}: role {role!r} is not known; known: {KNOWN_ROLES}"
-            )
+            raise Rejected(Reason.UNKNOWN_ROLE, f"message {number}: role {role!r} is not known; known: {KNOWN_ROLES}")
     return builder.conversation(meta)
 
 
@@ -72,7 +70,5 @@ def _add_calls(builder: Builder, value: Any, number: int, seconds: float | None)
             ) from None
     for call in value if isinstance(value, list) else [value]:
         if not isinstance(call, dict):
-            raise Rejected(
-                Reason.UNSUPPORTED_CONTENT, f"message {number}: the function call is not an object"
-            )
+            raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: the function call is not an object")
         builder.call(call.get("name"), call.get("arguments", {}), number, seconds, call.get("id"))

@@ -87,9 +87,7 @@ def validate(
     return findings.report(str(location), strict)
 
 
-def _check_shard(
-    place: Place, shard: Shard, context: Context | None, sources: Sources, findings: Findings
-) -> None:
+def _check_shard(place: Place, shard: Shard, context: Context | None, sources: Sources, findings: Findings) -> None:
     quarantined = shard.quarantine
     data = _read_file(place, shard.path, shard.bytes, shard.sha256, findings)
     plans = _read_file(place, shard.plans.path, shard.plans.bytes, shard.plans.sha256, findings)
@@ -182,9 +180,7 @@ def _check_counts(
             )
     for name in ("rows", "tokens"):
         if getattr(shard, name) != found[name]:
-            findings.add(
-                Code.COUNTS, shard.path, where=name, expected=found[name], found=getattr(shard, name)
-            )
+            findings.add(Code.COUNTS, shard.path, where=name, expected=found[name], found=getattr(shard, name))
 
 
 def _check_layout(made: Manifest, findings: Findings) -> Layout | None:
@@ -209,9 +205,7 @@ def _check_recipe(made: Manifest, findings: Findings) -> Recipe | None:
     return recipe
 
 
-def _check_tokenizer(
-    place: Place, made: Manifest, layout: Layout | None, findings: Findings
-) -> Tokenizer | None:
+def _check_tokenizer(place: Place, made: Manifest, layout: Layout | None, findings: Findings) -> Tokenizer | None:
     entry = made.tokenizer
     data = place.get(TOKENIZER)
     if data is None:
@@ -308,9 +302,7 @@ def _check_ranges(made: Manifest, findings: Findings) -> None:
             paths.append((shard.quarantine.path, quarantine_path(number)))
         for found, expected in paths:
             if found != expected:
-                findings.add(
-                    Code.MANIFEST, MANIFEST, where=f"shards[{number}]", expected=expected, found=found
-                )
+                findings.add(Code.MANIFEST, MANIFEST, where=f"shards[{number}]", expected=expected, found=found)
         source = shard.source
         if source.file not in read:
             findings.add(

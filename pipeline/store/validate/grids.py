@@ -114,8 +114,7 @@ def _check_places(view: View) -> None:
     start = spans.start.astype(np.int64)
     wrong = start < 0
     wrong[1:] |= (view.grid[1:] == view.grid[:-1]) & (
-        (spans.stream[1:] < spans.stream[:-1])
-        | ((spans.stream[1:] == spans.stream[:-1]) & (start[1:] < start[:-1]))
+        (spans.stream[1:] < spans.stream[:-1]) | ((spans.stream[1:] == spans.stream[:-1]) & (start[1:] < start[:-1]))
     )
     findings.add_each(
         Code.SPAN_ORDER, wrong, lambda i: view.at_span(i, found=f"stream {spans.stream[i]}, row {start[i]}")
@@ -167,9 +166,7 @@ def _check_sizes(view: View) -> None:
     rows = np.zeros(len(view), np.int64)
     np.maximum.at(rows, view.grid, spans.start + view.length)
     tokens = np.bincount(view.grid, weights=view.length, minlength=len(view)).astype(np.int64)
-    findings.add_each(
-        Code.NUM_ROWS, spans.num_rows != rows, lambda g: view.at_grid(g, "", rows[g], spans.num_rows[g])
-    )
+    findings.add_each(Code.NUM_ROWS, spans.num_rows != rows, lambda g: view.at_grid(g, "", rows[g], spans.num_rows[g]))
     findings.add_each(
         Code.NUM_TOKENS,
         spans.num_tokens != tokens,
@@ -184,9 +181,7 @@ def _check_tokens(view: View) -> None:
     findings, spans, entry = view.context.findings, view.spans, view.context.manifest.tokenizer
     tokens, vocab_size = spans.tokens, view.context.tokenizer.vocab_size
     is_end = tokens == entry.end_id if entry.end_id is not None else np.zeros(len(tokens), np.bool_)
-    is_silence = (
-        tokens == entry.silence_id if entry.silence_id >= vocab_size else np.zeros(len(tokens), np.bool_)
-    )
+    is_silence = tokens == entry.silence_id if entry.silence_id >= vocab_size else np.zeros(len(tokens), np.bool_)
     outside = (tokens < 0) | (tokens >= vocab_size)
     findings.add_each(
         Code.TOKEN_ID,

@@ -22,9 +22,7 @@ def check_quarantine(shard: Shard, data: bytes, findings: Findings) -> dict[int,
     lines: dict[int, dict[str, Any]] = {}
     rows = data.split(b"\n")
     if rows.pop():
-        findings.add(
-            Code.QUARANTINE_LINE, path, where=f"line {len(rows) + 1}", expected="a line break at the end"
-        )
+        findings.add(Code.QUARANTINE_LINE, path, where=f"line {len(rows) + 1}", expected="a line break at the end")
     newest = -1
     for number, row in enumerate(rows, 1):
         where = f"line {number}"
@@ -34,9 +32,7 @@ def check_quarantine(shard: Shard, data: bytes, findings: Findings) -> dict[int,
             findings.add(Code.QUARANTINE_LINE, path, where=where, found=str(error))
             continue
         if not valid.is_valid(line):
-            findings.add(
-                Code.QUARANTINE_LINE, path, where=where, found="; ".join(schema.problems("quarantine", line))
-            )
+            findings.add(Code.QUARANTINE_LINE, path, where=where, found="; ".join(schema.problems("quarantine", line)))
             continue
         source, raw = line["source"], line["raw"]
         record = source["record"]

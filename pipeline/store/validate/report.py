@@ -210,9 +210,7 @@ class Findings:
         places = self._places.setdefault(code, [])
         for number in numbers[: KEPT_PLACES - len(places)].tolist():
             found = place(number)
-            places.append(
-                msgspec.structs.replace(found, expected=_short(found.expected), found=_short(found.found))
-            )
+            places.append(msgspec.structs.replace(found, expected=_short(found.expected), found=_short(found.found)))
 
     def checked(self, **amounts: int) -> None:
         """Say that so much was checked."""

@@ -62,9 +62,7 @@ def flatten(view: View, plans: Sequence[Plan | None]) -> Segments:
     record = np.repeat(np.arange(len(plans)), np.diff(offsets))
     stream_part_begin_end_earliest = np.array(own, np.int64).reshape(-1, 5).T
     of_on_tokens_lag = np.array(edges, np.int64).reshape(-1, 4).T
-    return Segments(
-        generated, np.array(offsets, np.int64), record, *stream_part_begin_end_earliest, *of_on_tokens_lag
-    )
+    return Segments(generated, np.array(offsets, np.int64), record, *stream_part_begin_end_earliest, *of_on_tokens_lag)
 
 
 def check_order(view: View, segments: Segments, sound: Flags) -> None:
@@ -116,9 +114,7 @@ def check_cut(view: View, segments: Segments, included: Flags, sound: Flags) -> 
     record, parts = segments.record, parts_of_records(view)
     routes = streams_for(layout)
     first_part = view.part_offsets[view.first_grid]
-    wrong = included & (
-        (segments.stream < 0) | (segments.part >= parts[record]) | (segments.begin > segments.end)
-    )
+    wrong = included & ((segments.stream < 0) | (segments.part >= parts[record]) | (segments.begin > segments.end))
     chosen = np.flatnonzero(included & ~wrong & (segments.part >= 0))
     flat = first_part[record[chosen]] + segments.part[chosen]
     order = np.argsort(flat, kind="stable")

@@ -34,9 +34,7 @@ class Source(NamedTuple):
 class Sources:
     """The inputs that are still there, cut into the same shards. Ask for the shards in their order."""
 
-    def __init__(
-        self, made: Manifest, recipe: Recipe | None, locations: Mapping[str, str], findings: Findings
-    ) -> None:
+    def __init__(self, made: Manifest, recipe: Recipe | None, locations: Mapping[str, str], findings: Findings) -> None:
         self._made = made
         self._recipe = recipe
         self._locations = locations
@@ -63,9 +61,7 @@ class Sources:
             wanted = (shard.source.first, shard.source.records)
             found = (cut.first, cut.count) if cut is not None else None
             if found != wanted:
-                self._findings.add(
-                    Code.SHARD_RANGE, MANIFEST, where=f"records of {name}", expected=found, found=wanted
-                )
+                self._findings.add(Code.SHARD_RANGE, MANIFEST, where=f"records of {name}", expected=found, found=wanted)
                 cut = None
         if cut is None:
             self._open[name] = None
@@ -131,9 +127,7 @@ def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str,
             digest = record.sha256 if record.raw is None else hashlib.sha256(record.raw).digest()
             if digest is not None and line["source"]["sha256"] != digest.hex():
                 path = view.shard.quarantine.path if view.shard.quarantine is not None else view.file
-                findings.add(
-                    Code.SOURCE_RECORD, path, record_id, expected=digest.hex(), found=line["source"]["sha256"]
-                )
+                findings.add(Code.SOURCE_RECORD, path, record_id, expected=digest.hex(), found=line["source"]["sha256"])
         if outcome == "converted" and (line is None or line["reason"] in _AFTER_PLANNING):
             for role, count in dropped_here.items():
                 dropped[role] = dropped.get(role, 0) + count
@@ -197,9 +191,7 @@ def _compare_record(
         low, high = int(view.part_offsets[grid]), int(view.part_offsets[grid + 1])
         own = parts[taken : taken + high - low]
         expected = [(p.role, p.message, p.reply_to - taken if p.reply_to >= taken else -1) for p in own]
-        found = list(
-            zip(roles[low:high], messages[low:high].tolist(), replies[low:high].tolist(), strict=True)
-        )
+        found = list(zip(roles[low:high], messages[low:high].tolist(), replies[low:high].tolist(), strict=True))
         if expected != found:
             wrong = next(
                 (i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]),
@@ -238,15 +230,11 @@ def _compare_record(
                 )
             notes = {"truncated": said}
         else:
-            findings.add(
-                Code.SOURCE_PARTS, view.file, view.ids[grid], expected=f"{len(parts)} parts", found=f"{taken}"
-            )
+            findings.add(Code.SOURCE_PARTS, view.file, view.ids[grid], expected=f"{len(parts)} parts", found=f"{taken}")
     wanted = msgspec.json.encode(meta | notes).decode()
     for grid in range(int(view.first_grid[place]), int(view.first_grid[place + 1])):
         if view.columns.meta[grid] != wanted:
-            findings.add(
-                Code.SOURCE_META, view.file, view.ids[grid], expected=wanted, found=view.columns.meta[grid]
-            )
+            findings.add(Code.SOURCE_META, view.file, view.ids[grid], expected=wanted, found=view.columns.meta[grid])
 
 
 def _compare_texts(view: View, texts: Sequence[bytes | None]) -> None:
@@ -287,6 +275,4 @@ def _compare_texts(view: View, texts: Sequence[bytes | None]) -> None:
 
 def _common(one: str, other: str) -> int:
     """How many characters two texts have in common at their beginning."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
