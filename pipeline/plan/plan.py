@@ -54,8 +54,8 @@ def check_plan(
 ) -> None:
     """Check a plan that came from outside against the conversation that it is for.
 
-    ``routes`` gives, for a role, the streams that its parts may stand in; ``streams`` are all of the layout. Every part must be covered from its first
-    code point to its last, in order and in one stream; dependencies must point backwards.
+    ``routes`` gives, for a role, the streams that its parts may stand in; ``streams`` are all of the layout. Every part
+    must be covered from its first code point to its last, in order and in one stream; dependencies must point backwards.
     Raises :class:`Rejected` (``plan_invalid``) saying which segment is wrong.
     """
     covered = [0] * len(parts)
