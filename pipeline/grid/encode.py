@@ -62,6 +62,12 @@ def _encode_batch(tokenizer: Tokenizer, texts: Sequence[str], ends: Sequence[Seq
     begin = np.concatenate([[0], token_end[:-1]])
     length = token_end - begin
     failed = _failed(tokenizer, texts, ids, counts, joined, said, text_ends)
+    if failed:
+        # The bytes that they lost would shift every cut behind them: encode again without these texts.
+        lost = set(failed)
+        kept = ["" if index in lost else text for index, text in enumerate(texts)]
+        kept_ends = [[0] * len(own) if index in lost else own for index, own in enumerate(ends)]
+        return _encode_batch(tokenizer, kept, kept_ends)._replace(failed=failed)
 
     reached = np.concatenate([[0], said])[token_end]
     crossed = np.flatnonzero(reached != cuts)
@@ -135,8 +141,6 @@ def _encode_pieces(
     tail = len(ids)
     begin, length = begin.copy(), length.copy()
     for text in np.unique(owner).tolist():
-        if text in failed:
-            continue
         first = int(first_segment[text])
         splits = set((crossed[owner == text] - first).tolist())
         pieces: list[str] = []
