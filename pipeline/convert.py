@@ -236,10 +236,11 @@ class ShardConverter:
             raise Rejected(Reason.TOO_LONG, f"{rows} rows; a grid may have {limit}")
         windows = split(draft.parts, draft.segments, starts, lengths, limit)
         if self._recipe.rows.long == "window":
-            return windows, {}
+            return list(windows), {}
+        first = next(windows)
         turns = turn_starts(draft.parts)
-        kept = sum(start < windows[0].end_part for start in turns)
-        return windows[:1], {"truncated": {"turns_kept": kept, "turns": len(turns), "rows": rows}}
+        kept = sum(start < first.end_part for start in turns)
+        return [first], {"truncated": {"turns_kept": kept, "turns": len(turns), "rows": rows}}
 
     def _spans(self, tokenized: TokenizedPlans, starts: Sequence[int], grids: Sequence[_Grid]) -> Spans:
         offsets = tokenized.offsets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import Reason, Rejected
@@ -26,19 +26,19 @@ class Window(NamedTuple):
 
 def split(
     parts: Sequence[Part], segments: Sequence[Segment], starts: Sequence[int], lengths: Sequence[int], max_rows: int
-) -> list[Window]:
+) -> Iterator[Window]:
     """Split a scheduled conversation into windows of at most ``max_rows`` rows, each as long as it can be.
 
-    Raises :class:`Rejected` (``too_long``) where more rows than that lie between two places where it can be cut.
+    Raises :class:`Rejected` (``too_long``), after the windows before, where more rows than that lie between two places
+    where it can be cut.
     """
-    windows: list[Window] = []
     pending: Window | None = None
     for piece, rows in _pieces(parts, segments, starts, lengths):
         if pending is not None and rows.stop - pending.first_row <= max_rows:
             pending = pending._replace(end_segment=piece.end_segment, end_part=piece.end_part)
             continue
         if pending is not None:
-            windows.append(pending)
+            yield pending
         if len(rows) > max_rows:
             raise Rejected(
                 Reason.TOO_LONG,
@@ -46,7 +46,8 @@ def split(
                 f"a grid may have {max_rows}",
             )
         pending = piece
-    return windows if pending is None else [*windows, pending]
+    if pending is not None:
+        yield pending
 
 
 def _pieces(

@@ -109,12 +109,11 @@ def _windows(
     if limit is not None and rows > limit:
         parts = [Part(role, "", 0) for role in view.roles[low:high]]  # type: ignore[arg-type]
         try:
-            windows = split(parts, segments, starts, lengths, limit)
+            every = split(parts, segments, starts, lengths, limit)
+            windows = list(every) if view.context.recipe.rows.long == "window" else [next(every)]
         except Rejected as error:
             view.context.findings.add(Code.WINDOWS, view.file, view.record_ids[r], found=error.message)
             return None
-        if view.context.recipe.rows.long != "window":
-            windows = windows[:1]
     expected = [(window.first_part, window.end_part) for window in windows]
     found = [(int(view.part_offsets[g]) - low, int(view.part_offsets[g + 1]) - low) for g in grids]
     if expected != found:
