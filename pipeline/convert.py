@@ -41,6 +41,9 @@ from pipeline.store.writer import Rows, write_parquet
 
 _PLAN_ZSTD_LEVEL = 3
 
+#: Rows are stored as int32; so far apart are only the segments of a plan (or a latency) that is a mistake.
+_MOST_ROWS = 1 << 30
+
 #: Records that go through all steps together: few enough that what one step leaves is still in the cache for the next.
 _BATCH_RECORDS = 512
 
@@ -228,7 +231,9 @@ class ShardConverter:
         whole = Window(0, len(draft.segments), 0, len(draft.parts), 0)
         limit = self._recipe.rows.max
         if limit is None:
-            return [whole], {}
+            if max(starts, default=0) < _MOST_ROWS:
+                return [whole], {}
+            limit = _MOST_ROWS
         rows = max([start + length for start, length in zip(starts, lengths, strict=True)], default=0)
         if rows <= limit:
             return [whole], {}
@@ -273,7 +278,7 @@ def _rows(file: str, drafts: Sequence[_Draft], grids: Sequence[_Grid]) -> Rows:
     for grid, draft in zip(grids, own, strict=True):
         low, high = grid.window.first_part, grid.window.end_part
         parts += draft.parts if high - low == len(draft.parts) else draft.parts[low:high]
-        reply_to += [part.reply_to - low if part.reply_to >= 0 else -1 for part in draft.parts[low:high]]
+        reply_to += [part.reply_to - low if part.reply_to >= low else -1 for part in draft.parts[low:high]]
         offsets.append(len(parts))
     return Rows(
         ids=[grid.id for grid in grids],
