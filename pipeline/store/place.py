@@ -43,7 +43,7 @@ class Place:
             raise UserError(f"{self}: not a place that can be opened: {redact_all(str(error), location)}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Place, (self.location,)
+        return type(self), (self.location,)
 
     def __str__(self) -> str:
         return redact(self.location)
