@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -38,6 +37,18 @@ class StoredPlans(NamedTuple):
         return plans
 
 
+def unpack(data: bytes) -> bytes:
+    """The lines of a plan file. Raises ``zstandard.ZstdError``, also where the end is missing."""
+    lines = b""
+    while data:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        lines += frame.decompress(data)
+        if not frame.eof:
+            raise zstandard.ZstdError("the end is missing")
+        data = frame.unused_data
+    return lines
+
+
 def read_plans(place: Place, path: str) -> Iterator[Plan]:
     """The plans of one shard, each line checked against its schema. Raises :class:`UserError` naming file and line."""
     data = place.get(path)
@@ -45,9 +56,8 @@ def read_plans(place: Place, path: str) -> Iterator[Plan]:
     if data is None:
         raise UserError(f"{where}: missing")
     valid = schema.validator("plan")
-    reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
     try:
-        for number, line in enumerate(io.BufferedReader(reader)):
+        for number, line in enumerate(unpack(data).splitlines()):
             document = msgspec.json.decode(line)
             if not valid.is_valid(document):
                 raise UserError(f"{where}: line {number + 1}: " + "; ".join(schema.problems("plan", document)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import msgspec
@@ -11,6 +10,7 @@ import zstandard
 
 from pipeline import schema
 from pipeline.plan.plan import Plan
+from pipeline.store.plans import unpack
 from pipeline.store.validate.report import Code
 from pipeline.store.validate.rows import check_rows
 from pipeline.store.validate.segments import (
@@ -45,8 +45,7 @@ def _read(view: View, data: bytes) -> list[Plan]:
     valid = schema.validator("plan")
     plans: list[Plan] = []
     try:
-        reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
-        lines = io.BufferedReader(reader).read().split(b"\n")
+        lines = unpack(data).split(b"\n")
     except zstandard.ZstdError as error:
         findings.add(Code.UNREADABLE, path, found=str(error))
         return plans
