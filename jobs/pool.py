@@ -92,6 +92,7 @@ class RayPool:
                 if starting == ATTEMPTS:
                     raise UserError(f"--ray: the workers cannot start: {_reason(error)}") from None
                 again += slot.lose(error)
+                self._notice(f"a worker has died ({_reason(error)}); another takes its place")
             else:
                 starting = 0
                 slot.take(result, done)
@@ -215,6 +216,8 @@ def _connect(address: str, workers: int | None) -> None:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             own = {"num_cpus": workers, "include_dashboard": False}
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        # Says a paragraph on stdout for every worker that dies, whatever the options are. We say it in a line.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         verb = "Ray cannot be started here" if address == "local" else "cannot join this cluster"
         raise UserError(f"--ray {address}: {verb}: {_reason(error)}. --ray off converts in this process") from None

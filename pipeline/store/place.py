@@ -146,7 +146,8 @@ class Place:
         if self.local:
             shutil.rmtree(self.path(folder), ignore_errors=True)
         else:
-            self._fs.delete_dir_contents(self.path(folder), missing_dir_ok=True)
+            with suppress(FileNotFoundError):
+                self._fs.delete_dir(self.path(folder))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

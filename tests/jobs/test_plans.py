@@ -1,0 +1,99 @@
+"""``--plans DIR`` schedules stored plans again, for another tokenizer, without asking a planner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline import convert
+from running import Made, assert_same, contents, pipeline
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small byte-level BPE that cuts text otherwise than the built-in one."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator(["Step 1 gives 2. Question: what is 3 times 4?"] * 3, trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+@pytest.fixture
+def planned(small: Made, tmp_path: Path) -> Path:
+    ran = pipeline(*small.options, "--out", tmp_path / "planned", "--ray", "off")
+    assert ran.code == 0, ran.output
+    return tmp_path / "planned"
+
+
+def test_equals_planning(
+    small: Made, planned: Path, other_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grids and plans are those of planning directly; the manifest also says where the plans came from."""
+    options = [*small.options, "--tokenizer", str(other_tokenizer), "--ray", "off"]
+    assert pipeline(*options, "--out", tmp_path / "directly").code == 0
+
+    def no_planner(*_: object) -> object:
+        return lambda parts: pytest.fail("the planner was asked")
+
+    monkeypatch.setattr(convert, "build_planner", no_planner)
+    ran = pipeline(*options, "--out", tmp_path / "again", "--plans", planned)
+    assert ran.code == 0, ran.output
+    directly, again = contents(tmp_path / "directly"), contents(tmp_path / "again")
+    assert directly.pop("dataset.json") != again.pop("dataset.json")
+    assert directly == again
+    assert directly["data/part-00000.parquet"] != small.contents["data/part-00000.parquet"]
+
+
+def test_shards_may_be_cut_otherwise(small: Made, planned: Path, tmp_path: Path) -> None:
+    options = [*small.options, "--set", "shard.records=7", "--ray", "off"]
+    assert pipeline(*options, "--out", tmp_path / "directly").code == 0
+    assert pipeline(*options, "--out", tmp_path / "again", "--plans", planned).code == 0
+    again = contents(tmp_path / "again")
+    del again["dataset.json"]
+    assert_same(tmp_path / "directly", {**again, "dataset.json": contents(tmp_path / "directly")["dataset.json"]})
+
+
+def test_records_without_a_plan_are_quarantined(small: Made, planned: Path, tmp_path: Path) -> None:
+    """The dataset with the plans has only the first fifty records."""
+    short = tmp_path / "short"
+    assert pipeline(*small.options, "--limit", "50", "--out", short, "--ray", "off").code == 0
+    ran = pipeline(*small.options, "--out", tmp_path / "out", "--plans", short, "--ray", "off")
+    assert ran.code == 0 and "70 quarantined" not in ran.output
+    assert "plan_invalid" in ran.output
+
+
+def test_other_plans_are_another_run(small: Made, planned: Path, tmp_path: Path) -> None:
+    ran = pipeline(*small.options, "--out", planned, "--plans", _copy(planned, tmp_path / "copy"), "--ray", "off")
+    assert ran.code == 2 and "plans: none there" in ran.output
+
+
+def _copy(dataset: Path, to: Path) -> Path:
+    for name, data in contents(dataset).items():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        (to / name).write_bytes(data)
+    return to
+
+
+def test_a_dataset_is_not_made_from_its_own_plans(small: Made, planned: Path) -> None:
+    """``--fresh`` would delete them first."""
+    before = contents(planned)
+    ran = pipeline(*small.options, "--out", planned, "--plans", planned, "--fresh", "--ray", "off")
+    assert ran.code == 2 and "is --out too" in ran.output
+    assert contents(planned) == before
+
+
+def test_no_dataset_there(small: Made, tmp_path: Path) -> None:
+    ran = pipeline(*small.options, "--out", tmp_path / "out", "--plans", tmp_path / "nothing", "--ray", "off")
+    assert ran.code == 2 and "--plans" in ran.output and "no dataset" in ran.output
+
+
+def test_plans_that_have_gone(small: Made, planned: Path, tmp_path: Path) -> None:
+    (planned / "plans" / "part-00000.jsonl.zst").unlink()
+    ran = pipeline(*small.options, "--out", tmp_path / "out", "--plans", planned, "--ray", "off")
+    assert ran.code == 2 and "plans/part-00000.jsonl.zst: missing" in ran.output
