@@ -15,11 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 import zstandard
 from rich.console import Console
 from samples import builtin, chat, make_dataset, message, raw
 
+from pipeline import open_dataset
 from pipeline.errors import UserError
+from pipeline.resources import shipped
 from pipeline.store import manifest
 from pipeline.store.validate import MEANING, Code, Report, render, validate
 
@@ -437,3 +440,20 @@ def test_the_report_says_what_was_checked(good: Path) -> None:
     assert text.startswith("Valid: ")
     assert "compared with their source" in text
     assert "byte for byte" in text
+
+
+@pytest.mark.parametrize(
+    "keys", [{"end": "<|endoftext|>"}, {"silence": " the"}, {"silence": "<|endoftext|>"}], ids=["end", "word", "control"]
+)
+def test_ids_that_the_vocabulary_has_are_known_from_content(keys: dict[str, str], tmp_path: Path) -> None:
+    """An end marker and a silence that are tokens of the vocabulary; content of that spelling is still text."""
+    layout = yaml.safe_load(shipped("layouts")["chat-2"].read_text())
+    (tmp_path / "layout.yaml").write_text(yaml.safe_dump({**layout, **keys}))
+    (tmp_path / "chats.jsonl").write_bytes(raw(chat("Where is the <|endoftext|>?", "Here, on the left.")))
+    made = make_dataset(tmp_path / "chats.jsonl", tmp_path / "out", "wait-k", [f"layout={tmp_path / 'layout.yaml'}"])
+    assert made.counts.silence_in_content == (2 if keys == {"silence": " the"} else 0)
+    report = validate(str(tmp_path / "out"), strict=True)
+    assert report.problems == []
+    ds = open_dataset(str(tmp_path / "out"))
+    content = [ds.tokenizer.decode(span.tokens[span.tokens != ds.manifest.tokenizer.end_id]) for span in ds[0].spans]
+    assert "".join(content) == "Where is the <|endoftext|>?Here, on the left."
