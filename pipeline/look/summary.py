@@ -55,7 +55,7 @@ def render(ran: Ran, console: Console) -> None:
     if counts.filtered:
         table.add_row(f"{counts.filtered:,}", "filtered out")
     if counts.quarantined:
-        table.add_row(f"{counts.quarantined:,}", f"[yellow]quarantined, see {ran.out}/quarantine/[/]")
+        table.add_row(f"{counts.quarantined:,}", f"[yellow]quarantined, see {Place(ran.out)}/quarantine/[/]")
         reasons = sorted(made.quarantine_reasons.items(), key=lambda item: (-item[1], item[0]))
         examples = _examples(ran)
         for reason, count in reasons:
@@ -76,6 +76,6 @@ def render(ran: Ran, console: Console) -> None:
         work += f", {kept} of {shards} shards were there already"
     if ran.lost_attempts:
         work += f", {ran.lost_attempts} attempts lost with their workers"
-    console.print(f"{ran.out}: {shards} shard{'s' if shards != 1 else ''}, {work}")
+    console.print(f"{Place(ran.out)}: {shards} shard{'s' if shards != 1 else ''}, {work}")
     if not counts.converted:
         console.print("[bold red]Nothing could be converted.[/] The quarantine files say why, record by record.")
