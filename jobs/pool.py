@@ -44,7 +44,9 @@ class RayPool:
             ray.shutdown()
             raise UserError(_too_small(max(self.workers, 1), cpus))
         nodes = sum(node["Alive"] for node in ray.nodes())
-        where = "Ray on this machine" if address == "local" else f"Ray cluster of {nodes} node{'s' if nodes > 1 else ''}"
+        where = (
+            "Ray on this machine" if address == "local" else f"Ray cluster of {nodes} node{'s' if nodes > 1 else ''}"
+        )
         self.description = f"{self.workers} worker{'s' if self.workers > 1 else ''}, {where}"
         #: Attempts that were lost with their workers.
         self.lost = 0

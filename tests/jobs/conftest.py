@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from running import Made, contents, pipeline, start_cluster, write_corpus
 
 

@@ -18,12 +18,14 @@ from typing import Any
 
 import psutil
 import pytest
-
-from pipeline.store.place import Place
 from running import Made, assert_same, contents, finish, pipeline, start, write_lines
 
+from pipeline.store.place import Place
+
 _CLEAN = multiprocessing.get_context("forkserver")  # forks from a process without threads
-_CLEAN.set_forkserver_preload(["jobs.run", "jobs.progress", "jobs.retry", "pipeline.cli", "pipeline.look.summary", "running"])
+_CLEAN.set_forkserver_preload(
+    ["jobs.run", "jobs.progress", "jobs.retry", "pipeline.cli", "pipeline.look.summary", "running"]
+)
 
 
 def _killed_at(moment: int, arguments: list[str]) -> None:
@@ -175,7 +177,10 @@ def test_interrupted_from_the_keyboard(large: Made, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     ran = finish(process)
     assert ran.code == 130, ran.output
-    assert ran.output.splitlines()[1:] == ["", "Stopped. Finished shards are kept: the same command goes on from there."]
+    assert ran.output.splitlines()[1:] == [
+        "",
+        "Stopped. Finished shards are kept: the same command goes on from there.",
+    ]
     assert psutil.wait_procs(children, timeout=10)[1] == []
     resumed = pipeline(*command, "--ray", "off")
     assert resumed.code == 0 and "were there already" in resumed.output

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
+from running import Made, pipeline
 
 import pipeline as package
 from pipeline.store.place import Place
-from running import Made, pipeline
 
 server = pytest.importorskip("moto.server")
 

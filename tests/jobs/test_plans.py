@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from running import Made, assert_same, contents, pipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline import convert
-from running import Made, assert_same, contents, pipeline
 
 
 @pytest.fixture(scope="module")

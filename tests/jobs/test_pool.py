@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from running import Made, free_port, pipeline, small_disk, spawned, write_lines
 
 from jobs.pool import ATTEMPTS, RayPool
 from jobs.shard import Done, Setup, Task
@@ -21,7 +22,6 @@ from pipeline.read.cut import cut_all, scan
 from pipeline.read.inputs import resolve_inputs
 from pipeline.recipe import load_recipe
 from pipeline.store.place import Place
-from running import Made, free_port, pipeline, small_disk, spawned, write_lines
 
 pytestmark = pytest.mark.ray
 
@@ -79,7 +79,9 @@ def _setup(place: Place) -> Setup:
     return Setup(recipe, tokenizer, token_ids(recipe.layout, tokenizer), place, None)
 
 
-def test_a_shard_that_ends_its_worker_twice_is_done_by_the_third(pool: RayPool, tasks: list[Task], tmp_path: Path) -> None:
+def test_a_shard_that_ends_its_worker_twice_is_done_by_the_third(
+    pool: RayPool, tasks: list[Task], tmp_path: Path
+) -> None:
     done = list(pool.run(_setup(TwiceDeadlyPlace(str(tmp_path / "out"))), tasks))
     assert sorted(result.number for result in done) == list(range(8))
     assert pool.lost == 2
@@ -102,7 +104,7 @@ def test_a_shard_that_ends_every_worker_stops_the_run_and_is_named(
 def test_a_node_that_does_not_see_the_output(pool: RayPool, tasks: list[Task], tmp_path: Path) -> None:
     setup = _setup(Place(str(tmp_path / "out")))
     Path(tmp_path, "out", "_work", "identity.json").unlink()
-    with pytest.raises(UserError, match="does not see this directory. On a cluster, use a shared file system"):
+    with pytest.raises(UserError, match=r"does not see this directory\. On a cluster, use a shared file system"):
         list(pool.run(setup, tasks))
 
 

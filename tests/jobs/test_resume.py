@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import Made, assert_same, contents, finish, pipeline, small_disk, start, write_lines
 
 from pipeline.store.place import Place
-from running import Made, assert_same, contents, finish, pipeline, small_disk, start, write_lines
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_what_was_finished_is_kept(small: Made, tmp_path: Path, unfinished: list
     assert_same(tmp_path / "out", small.contents)
 
 
-@pytest.mark.parametrize("name", ["data/part-00002.parquet", "plans/part-00001.jsonl.zst", "quarantine/part-00009.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["data/part-00002.parquet", "plans/part-00001.jsonl.zst", "quarantine/part-00009.jsonl"]
+)
 @pytest.mark.parametrize("how", ["flipped", "shorter", "gone"])
 def test_a_finished_shard_that_was_damaged_is_converted_again(small: Made, tmp_path: Path, name: str, how: str) -> None:
     command = [*small.options, "--out", str(tmp_path / "out"), "--ray", "off"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from running import Made, assert_same, contents, pipeline, write_lines
 
 from pipeline import convert
 from pipeline.errors import Reason, Rejected
 from pipeline.store.place import Place
-from running import Made, assert_same, contents, pipeline, write_lines
 
 
 @pytest.fixture

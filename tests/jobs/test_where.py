@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import free_port
 
 from jobs.where import choose
 from pipeline.errors import UserError
-from running import free_port
 
 _LITTLE, _MUCH = 1000, 1 << 30
 

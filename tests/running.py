@@ -22,7 +22,7 @@ import zstandard
 
 from pipeline.cli import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "pipeline")
 
 
@@ -42,7 +42,8 @@ class Ran(NamedTuple):
 
 def pipeline(*arguments: str | Path) -> Ran:
     """A command in this process: stdout and stderr together. A traceback is an exception here, and fails the test."""
-    output = io.StringIO()
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    code = 0
     with (
         mock.patch.object(sys, "argv", ["pipeline", *map(str, arguments)]),
         mock.patch.dict(os.environ, COLUMNS="200"),
@@ -52,7 +53,9 @@ def pipeline(*arguments: str | Path) -> Ran:
         try:
             main()
         except SystemExit as stop:
-            return Ran(int(stop.code or 0), output.getvalue())
+            code = int(stop.code or 0)
+    output.seek(0)
+    return Ran(code, output.read())
 
 
 def start(arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
