@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import samples
 from hypothesis import settings
 
-import samples
 from pipeline.grid.tokens import Tokenizer
 
 # Time per example says more about the machine than about the code; a failure can be repeated anywhere.

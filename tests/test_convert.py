@@ -1,4 +1,4 @@
-"""One shard, start to end: every record ends in one place, every text comes back, and no record costs its neighbours."""
+"""One shard, start to end: every record ends in one place, every text comes back, no record costs its neighbours."""
 
 from __future__ import annotations
 
