@@ -49,7 +49,7 @@ def ten_stream_dataset(source: Any, out: str) -> None:
     import numpy as np
 
     from pipeline.grid.spans import build_spans
-    from pipeline.layout import load_layout
+    from pipeline.layout_file import load_layout
     from pipeline.store import manifest
     from pipeline.store.counts import Counts
     from pipeline.store.format import MANIFEST, TOKENIZER, data_path, schema_with_metadata

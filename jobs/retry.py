@@ -13,8 +13,9 @@ from pipeline.errors import UserError
 from pipeline.grid.tokens import Tokenizer
 from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.recipe import from_manifest
-from pipeline.store import commit, manifest
+from pipeline.store import commit
 from pipeline.store.format import RUN, TOKENIZER
+from pipeline.store.identity import identity_of
 from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
 
@@ -31,7 +32,7 @@ def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
     """
     out = Place(location)
     made = commit.open_manifest(out)
-    identity = manifest.identity_of(made) if made is not None else commit.unfinished(out)
+    identity = identity_of(made) if made is not None else commit.unfinished(out)
     run, tokenizer = out.get(RUN), out.get(TOKENIZER)
     if identity is None or run is None or tokenizer is None:
         raise UserError(
@@ -44,9 +45,7 @@ def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
         files=[_input(name, about["inputs"].get(name), location) for name in identity["inputs"]],
         out=location,
         recipe=from_manifest(identity["recipe"], identity["layout"]),
-        tokenizer=Tokenizer(
-            identity["tokenizer"]["name"], identity["tokenizer"]["source_sha256"], tokenizer.decode()
-        ),
+        tokenizer=Tokenizer(about["tokenizer"], identity["tokenizer"], tokenizer.decode()),
         plans=about.get("plans"),
         workers=workers,
         ray=ray,

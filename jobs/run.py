@@ -16,10 +16,11 @@ from jobs.where import choose
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
+from pipeline.location import redact
 from pipeline.read.cut import FileScan, cut_all, scan
-from pipeline.read.inputs import InputFile, redact
+from pipeline.read.inputs import InputFile
 from pipeline.recipe import Recipe
-from pipeline.store import commit, manifest
+from pipeline.store import commit, identity
 from pipeline.store.manifest import Input, Manifest, Shard
 from pipeline.store.place import Place
 from pipeline.store.plans import StoredPlans
@@ -72,20 +73,20 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         scans = _scan(files, recipe, progress)
         plans_fingerprint = plans.fingerprint if plans else None
         hashes = [(file.name, scanned.sha256) for file, scanned in zip(files, scans, strict=True)]
-        identity = manifest.identity(recipe, tokenizer, hashes, plans_fingerprint)
+        wanted = identity.identity(recipe, tokenizer, hashes, plans_fingerprint)
         before = None if options.fresh else commit.open_manifest(out)
-        if before is not None and options.again is not None and manifest.identity_of(before) == identity:
+        if before is not None and options.again is not None and identity.identity_of(before) == wanted:
             commit.reopen(out, before, options.again(before))
-        elif before is not None and manifest.identity_of(before) == identity:
+        elif before is not None and identity.identity_of(before) == wanted:
             commit.tidy(out)
             return Summary(before, options.out, time.time() - started, 0, 0)
-        commit.begin(out, identity, options.fresh)
+        commit.begin(out, wanted, options.fresh)
         done = commit.finished(out)
         setup = Setup(recipe, tokenizer, ids, out, plans)
         shards, records, lost = _convert(options, setup, files, scans, done, progress)
         if not shards:
             raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
-        made = manifest.build_manifest(
+        made = identity.build_manifest(
             recipe,
             tokenizer,
             ids,
@@ -170,6 +171,7 @@ def _run_json(
     return {
         "inputs": {file.name: redact(file.location) for file in files},
         "plans": redact(options.plans) if options.plans else None,
+        "tokenizer": options.tokenizer.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 3),
         "converted_shards": converted,

@@ -8,8 +8,6 @@ import resource
 import time
 from typing import NamedTuple
 
-import msgspec
-
 from pipeline.convert import ShardConverter
 from pipeline.grid.ids import TokenIds
 from pipeline.grid.tokens import Tokenizer
@@ -92,4 +90,4 @@ class ShardWorker:
 
 def is_same_shard(shard: Shard, cut: Cut) -> bool:
     """Whether a finished shard holds the records of a cut."""
-    return msgspec.structs.astuple(shard.source) == (cut.file, cut.first, cut.count)
+    return shard.source == Source(cut.file, cut.first, cut.count)

@@ -89,8 +89,16 @@ def _conversion_options(command: Command) -> Command:
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
 @click.option("--fresh", is_flag=True, help="Start over, whatever is in --out.")
+@click.pass_context
 def convert(
-    inputs: tuple[str, ...], out: str, plans: str | None, workers: int | None, ray: str, fresh: bool, **options: Any
+    context: click.Context,
+    inputs: tuple[str, ...],
+    out: str,
+    plans: str | None,
+    workers: int | None,
+    ray: str,
+    fresh: bool,
+    **options: Any,
 ) -> None:
     """Convert a corpus into a dataset of stream grids.
 
@@ -99,10 +107,19 @@ def convert(
     """
     from jobs.run import RunOptions
     from pipeline.read.inputs import resolve_inputs
+    from pipeline.recipe import is_planner_setting
 
     if ray == "off" and (workers or 1) > 1:
         raise click.UsageError(f"--workers {workers} needs Ray: --ray off converts in this process alone")
-    recipe = _recipe(**options)
+    given = context.get_parameter_source("recipe") is click.core.ParameterSource.COMMANDLINE
+    recipe = _recipe(**options) if plans is None or given else _recipe_of(plans, **options)
+    if plans is not None:
+        for setting in options["settings"]:
+            if is_planner_setting(setting, recipe.planner):
+                raise click.UsageError(
+                    f"--set {setting}: --plans schedules stored plans, and this is an option of their planner; "
+                    f"leave it out, or convert without --plans"
+                )
     _run(
         lambda: RunOptions(
             files=resolve_inputs(inputs),
@@ -231,18 +248,31 @@ def recipes() -> None:
     render(_console())
 
 
-def _recipe(
-    recipe: str,
-    settings: Sequence[str],
+def _recipe(recipe: str, settings: Sequence[str], **options: Any) -> Recipe:
+    """The recipe that was asked for."""
+    from pipeline.recipe import load_recipe
+
+    return load_recipe(recipe, settings, _overrides(**options))
+
+
+def _recipe_of(dataset: str, settings: Sequence[str], **options: Any) -> Recipe:
+    """The recipe of a finished dataset."""
+    from pipeline.recipe import from_manifest
+    from pipeline.store.dataset import open_dataset
+
+    made = open_dataset(dataset).manifest
+    return from_manifest(made.recipe, made.layout, settings, _overrides(**options))
+
+
+def _overrides(
     format_name: str | None,
     messages_field: str | None,
     max_rows: int | None,
     long: str | None,
     limit: int | None = None,
     **_: Any,
-) -> Recipe:
-    from pipeline.recipe import load_recipe
-
+) -> dict[str, Any]:
+    """What options of their own say about the recipe."""
     given = {
         "read.format": format_name,
         "read.messages_field": messages_field,
@@ -250,7 +280,7 @@ def _recipe(
         "rows.max": max_rows,
         "rows.long": long,
     }
-    return load_recipe(recipe, settings, {key: value for key, value in given.items() if value is not None})
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _tokenizer(given: str) -> Any:

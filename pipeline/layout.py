@@ -1,16 +1,14 @@
-"""Layouts: the ordered streams of a grid, and which role is written where (DESIGN §4)."""
+"""Layouts: the ordered streams of a grid, and which role is written where (DESIGN §4).
+
+Needs the standard library alone, so that a dataset can be read on a machine that only trains. Layout files are read by
+:mod:`pipeline.layout_file`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-import msgspec
-
-from pipeline import schema
-from pipeline.errors import UserError
-from pipeline.resources import find_yaml
 
 Kind = Literal["input", "output", "internal"]
 
@@ -18,14 +16,16 @@ Kind = Literal["input", "output", "internal"]
 DROP, REJECT = "drop", "reject"
 
 
-class Clock(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Clock:
     """A stream that says the token ``tick`` at rows 0, every, 2·every, …"""
 
     every: int
     tick: str
 
 
-class Stream(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Stream:
     """One lane of the grid."""
 
     name: str
@@ -42,7 +42,8 @@ class Stream(msgspec.Struct, frozen=True):
         return self.kind != "input"
 
 
-class Layout(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Layout:
     """An expanded layout. ``streams[i]`` is stream number i everywhere."""
 
     name: str
@@ -53,7 +54,7 @@ class Layout(msgspec.Struct, frozen=True):
     relay: Literal["refused", "allowed"] = "refused"
     silence: str | None = None
     end: str | None = None
-    description: str = ""
+    description: str = field(default="", compare=False)
 
     def index(self) -> dict[str, int]:
         """Stream numbers by name."""
@@ -74,135 +75,36 @@ class Layout(msgspec.Struct, frozen=True):
         return other in self.visibility.get(reader, (other,))
 
     def to_dict(self) -> dict[str, Any]:
-        """The expanded layout as it stands in the manifest: every stream's values written out, no other defaults.
-
-        Equal layouts give equal dictionaries, keys in order, in every process: they are part of every shard's bytes.
-        """
+        """The expanded layout as it stands in the manifest: every stream's values written out, no description."""
         document: dict[str, Any] = {
             "name": self.name,
-            "streams": [
-                {"name": s.name, "kind": s.kind, "loss": s.loss, "silence_loss": s.silence_loss, "end": s.end}
-                | ({"lane_of": s.lane_of} if s.lane_of else {})
-                | ({"clock": {"every": s.clock.every, "tick": s.clock.tick}} if s.clock else {})
-                for s in self.streams
-            ],
+            "streams": [_stream_to_dict(stream) for stream in self.streams],
             "roles": self.roles,
         }
-        others = {
-            "visibility": self.visibility,
-            "relay": self.relay if self.relay != "refused" else None,
-            "silence": self.silence,
-            "end": self.end,
-            "description": self.description or None,
-        }
-        return document | {key: value for key, value in others.items() if value is not None}
+        if self.visibility is not None:
+            document["visibility"] = self.visibility
+        return document | {"relay": self.relay, "silence": self.silence, "end": self.end}
+
+    @staticmethod
+    def from_dict(document: Mapping[str, Any]) -> Layout:
+        """An expanded layout, as :meth:`to_dict` gives it."""
+        streams = (
+            Stream(**entry | {"clock": Clock(**entry["clock"])}) if "clock" in entry else Stream(**entry)
+            for entry in document["streams"]
+        )
+        return Layout(**{**document, "streams": tuple(streams)})
 
 
-def load_layout(given: str | Mapping[str, Any], base: Path | None = None, lanes: int | None = None) -> Layout:
-    """A shipped layout by name, a YAML file by path, or a mapping that is a layout already.
-
-    ``lanes`` overrides the number of lanes of the stream that tool results go to.
-    Raises :class:`UserError` naming file, key and remedy.
-    """
-    if isinstance(given, str):
-        path = find_yaml("layouts", given, base)
-        return expand(schema.load_yaml("layout", path), str(path), lanes)
-    schema.check("layout", given, "layout")
-    return expand(given, "layout", lanes)
-
-
-def expand(document: Mapping[str, Any], where: str, lanes: int | None = None) -> Layout:
-    """Expand lanes and defaults of a layout that satisfies the schema, and check what a schema cannot."""
-    streams: list[Stream] = []
-    laned: dict[str, list[str]] = {}
-    results = document["roles"]["result"]
-    for entry in document["streams"]:
-        written = entry["kind"] != "input"
-        common = {
-            "kind": entry["kind"],
-            "loss": float(entry.get("loss", 1.0 if written else 0.0)),
-            "silence_loss": float(entry.get("silence_loss", 1.0)),
-            "end": bool(entry.get("end", written)),
-        }
-        if "clock" in entry:
-            if written:
-                raise UserError(f"{where}: stream '{entry['name']}': a clock is written by the world: kind: input")
-            common["clock"] = Clock(**entry["clock"])
-        count = entry.get("lanes")
-        if lanes is not None and entry["name"] == results:
-            count = lanes
-        if count is None:
-            streams.append(Stream(name=entry["name"], lane_of=entry.get("lane_of"), **common))
-        else:
-            laned[entry["name"]] = [f"{entry['name']}.{lane}" for lane in range(count)]
-            streams.extend(Stream(name=n, lane_of=entry["name"], **common) for n in laned[entry["name"]])
-    visibility = document.get("visibility")
-    if visibility is not None:
-        visibility = {
-            reader: list(dict.fromkeys(n for name in names for n in laned.get(name, [name])))
-            for base, names in visibility.items()
-            for reader in laned.get(base, [base])
-        }
-    layout = Layout(
-        name=document["name"],
-        description=document.get("description", ""),
-        streams=tuple(streams),
-        roles=dict(document["roles"]),
-        visibility=visibility,
-        relay=document.get("relay", "refused"),
-        silence=document.get("silence"),
-        end=document.get("end"),
-    )
-    _check_names(layout, where)
-    if layout.relay == "refused":
-        _check_relays(layout, where)
-    return layout
-
-
-def _check_names(layout: Layout, where: str) -> None:
-    names = [stream.name for stream in layout.streams]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise UserError(f"{where}: streams: the name {', '.join(twice)} is given twice")
-    if {DROP, REJECT} & set(names):
-        raise UserError(f"{where}: streams: '{DROP}' and '{REJECT}' cannot be names of streams")
-    for role, target in layout.roles.items():
-        if target in (DROP, REJECT):
-            continue
-        lanes = layout.lanes(target)
-        if not lanes:
-            raise UserError(
-                f"{where}: roles.{role}: no stream is named '{target}'; "
-                f"known: {', '.join(names)}, or {DROP}, or {REJECT}"
-            )
-        streams = [stream for stream in layout.streams if stream.name in lanes]
-        if streams[0].clock is not None:
-            raise UserError(f"{where}: roles.{role}: '{target}' is a clock and says only its ticks")
-        if len(lanes) > 1 and role != "result":
-            raise UserError(f"{where}: roles.{role}: '{target}' has lanes, which only tool results can use")
-        by_model = role in ("think", "answer", "call")
-        if by_model != streams[0].written:
-            writer = "the model" if by_model else "the world"
-            raise UserError(f"{where}: roles.{role} is written by {writer}, but '{target}' has kind {streams[0].kind}")
-    if layout.roles["call"] == DROP and layout.roles["result"] not in (DROP, REJECT):
-        raise UserError(f"{where}: roles: where calls are dropped their results must be dropped too")
-    for reader, others in (layout.visibility or {}).items():
-        for name in (reader, *others):
-            if name not in names:
-                raise UserError(f"{where}: visibility.{reader}: no stream is named '{name}'; known: {', '.join(names)}")
-
-
-def _check_relays(layout: Layout, where: str) -> None:
-    """Isolation is real only if visibility is transitively closed: refuse a stream that passes on a hidden one."""
-    names = [stream.name for stream in layout.streams]
-    for reader in names:
-        for relay in names:
-            if not layout.sees(reader, relay):
-                continue
-            for hidden in names:
-                if layout.sees(relay, hidden) and not layout.sees(reader, hidden):
-                    raise UserError(
-                        f"{where}: visibility: '{reader}' may not read '{hidden}', but reads '{relay}', which does: "
-                        f"'{relay}' is a relay. Hide '{relay}' from '{reader}' or '{hidden}' from '{relay}', "
-                        f"or say 'relay: allowed'"
-                    )
+def _stream_to_dict(stream: Stream) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": stream.name,
+        "kind": stream.kind,
+        "loss": stream.loss,
+        "silence_loss": stream.silence_loss,
+        "end": stream.end,
+    }
+    if stream.lane_of is not None:
+        document["lane_of"] = stream.lane_of
+    if stream.clock is not None:
+        document["clock"] = {"every": stream.clock.every, "tick": stream.clock.tick}
+    return document

@@ -6,6 +6,7 @@ dataset are. It stands in the manifest in full.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ import yaml
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.layout import Layout, load_layout
+from pipeline.layout import Layout
+from pipeline.layout_file import load_layout
 from pipeline.plan.planners import PLANNERS, expand_options
 from pipeline.plan.route import Filter
 from pipeline.read.formats import FORMATS
@@ -44,11 +46,10 @@ class Recipe(msgspec.Struct, frozen=True):
     description: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as it stands in the manifest: every default written out, the layout by its name."""
+        """The recipe as it stands in the manifest: every default written out, the layout by its name, no description."""
         read = {name: getattr(self.read, name) for name in ("format", "messages_field", "max_record_bytes", "limit")}
         return {
             "name": self.name,
-            "description": self.description,
             "layout": self.layout.name,
             "planner": self.planner,
             "options": self.options,
@@ -66,14 +67,34 @@ def load_recipe(given: str, settings: Sequence[str] = (), overrides: Mapping[str
     Raises :class:`UserError` naming file or option, key and remedy.
     """
     path = find_yaml("recipes", given)
-    document = schema.load_yaml("recipe", path)
+    return _adjusted(schema.load_yaml("recipe", path), str(path), path.parent, settings, overrides)
+
+
+def from_manifest(
+    recipe: Mapping[str, Any],
+    layout: Mapping[str, Any],
+    settings: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe that a manifest holds, with its expanded layout; see :func:`load_recipe` for the rest."""
+    return _adjusted({**recipe, "layout": layout}, f"recipe {recipe['name']}", None, settings, overrides)
+
+
+def _adjusted(
+    document: Mapping[str, Any],
+    where: str,
+    base: Path | None,
+    settings: Sequence[str],
+    overrides: Mapping[str, Any] | None,
+) -> Recipe:
+    adjusted = copy.deepcopy(dict(document))
     for setting in settings:
         key, value = _parse_setting(setting)
-        _set(document, key, value, f"--set {setting}")
+        _set(adjusted, key, value, f"--set {setting}")
     for key, value in (overrides or {}).items():
-        _set(document, key, value, key)
-    schema.check("recipe", document, f"recipe {given}" if settings else str(path))
-    return expand(document, str(path), path.parent)
+        _set(adjusted, key, value, key)
+    schema.check("recipe", adjusted, where)
+    return expand(adjusted, where, base)
 
 
 def expand(document: Mapping[str, Any], where: str, base: Path | None = None) -> Recipe:
@@ -96,10 +117,10 @@ def expand(document: Mapping[str, Any], where: str, base: Path | None = None) ->
     )
 
 
-def from_manifest(recipe: Mapping[str, Any], layout: Mapping[str, Any]) -> Recipe:
-    """The recipe that a manifest holds."""
-    schema.check("recipe", dict(recipe), "recipe")
-    return expand({**recipe, "layout": layout}, "recipe")
+def is_planner_setting(setting: str, planner: str) -> bool:
+    """Whether ``KEY=VALUE`` sets the planner or one of its options."""
+    key = setting.partition("=")[0].strip().removeprefix("options.").partition(".")[0]
+    return key == "planner" or key in PLANNERS[planner].Options.__struct_fields__
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

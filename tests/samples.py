@@ -16,7 +16,8 @@ from jobs.run import RunOptions, run
 from pipeline.convert import ShardConverter, ShardFiles
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer, load_tokenizer
-from pipeline.layout import Layout, expand
+from pipeline.layout import Layout
+from pipeline.layout_file import expand
 from pipeline.plan.plan import Plan
 from pipeline.read.containers import Record
 from pipeline.read.conversation import Part
@@ -28,15 +29,18 @@ NEOX = Path(__file__).parents[2] / "shared" / "tokenizers" / "gpt-neox-20b.token
 
 #: Texts that trip tokenizers: look-alikes of control tokens, combining characters, white space, broken words.
 TRICKY = (
-    "<|im_end|>", "<|endoftext|>", "<|padding|>", "|||IP_ADDRESS|||", "<think>", "</s>", "e\u0301", "\u212b", "\ufb01", " ",
-    "\n", "\t", "\r\n", "   ", "\u3000", "\u00a0", "\u200d", "\ufeff", "👩\u200d👩\u200d👧", "👍🏽", "가", "\u1100\u1161", "日本語。", "नमस्ते",
-    "don't", "DON'T", "1234567", "{\"a\": [1]}", "Ġ", "▁", ".", "! ", "?\n", "e.g. ", "\x00", "\x7f", "\ue000", "\U0010ffff",
+    "<|im_end|>", "<|endoftext|>", "<|padding|>", "|||IP_ADDRESS|||", "<think>", "</s>", "e\u0301", "\u212b", "\ufb01",
+    " ", "\n", "\t", "\r\n", "   ", "\u3000", "\u00a0", "\u200d", "\ufeff", "👩\u200d👩\u200d👧", "👍🏽", "가",
+    "\u1100\u1161", "日本語。", "नमस्ते", "don't", "DON'T", "1234567", '{"a": [1]}', "Ġ", "▁", ".", "! ", "?\n", "e.g. ",
+    "\x00", "\x7f", "\ue000", "\U0010ffff",
 )  # fmt: skip
 
 
 _CHARACTERS = st.characters(exclude_categories=["Cs"])
 #: For conversations of which only the structure matters: cheap to draw.
-_SHORT = st.sampled_from(["", "Yes.", "Is it? It is.", "One. Two! Three?", " a\n\nb ", "e\u0301 <|im_end|>", "你好。再见。"])
+_SHORT = st.sampled_from(
+    ["", "Yes.", "Is it? It is.", "One. Two! Three?", " a\n\nb ", "e\u0301 <|im_end|>", "你好。再见。"]
+)
 
 
 def texts(max_pieces: int = 6) -> st.SearchStrategy[str]:

@@ -1,4 +1,4 @@
-"""The token ids of silence and of the end of a message."""
+"""The token ids of silence, of the end of a message, and of the ticks of clocks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ class TokenIds(NamedTuple):
 
     silence_id: int
     end_id: int | None
+    #: The tokens that clock streams say, by stream.
+    tick_ids: dict[str, int]
 
 
 def token_ids(layout: Layout, tokenizer: Tokenizer) -> TokenIds:
     """The ids that a layout asks for. New ids follow the vocabulary: silence, then end."""
     new = tokenizer.vocab_size
+    ticks = {
+        stream.name: tokenizer.token_id(stream.clock.tick, f"layout {layout.name}: clock of '{stream.name}'")
+        for stream in layout.streams
+        if stream.clock is not None
+    }
     if layout.silence is None:
         silence, new = new, new + 1
     else:
         silence = tokenizer.token_id(layout.silence, f"layout {layout.name}: silence")
     if not any(stream.end for stream in layout.streams):
-        return TokenIds(silence, None)
+        return TokenIds(silence, None, ticks)
     if layout.end is None:
-        return TokenIds(silence, new)
+        return TokenIds(silence, new, ticks)
     end = tokenizer.token_id(layout.end, f"layout {layout.name}: end")
     if end not in tokenizer.control_ids:
         raise UserError(
             f"layout {layout.name}: end: '{layout.end}' is an ordinary token of tokenizer '{tokenizer.name}', which "
             f"content can hold; give a control token, or null for a new token id"
         )
-    return TokenIds(silence, end)
+    return TokenIds(silence, end, ticks)

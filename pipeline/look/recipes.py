@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.layout import load_layout
+from pipeline.layout_file import load_layout
 from pipeline.recipe import load_recipe
 from pipeline.resources import shipped
 

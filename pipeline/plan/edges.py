@@ -22,8 +22,6 @@ class Edges:
         self.system: list[int] = []
         #: The last segments of the input parts of the newest input block: what the model has to wait for.
         self.awaited: list[int] = []
-        #: What the first input part of the newest input block had to wait for.
-        self.block_after: tuple[Dependency, ...] = ()
         #: The last segment of the newest think part since the newest input block.
         self.thought: list[int] = []
         #: The last segments of the streams that the model writes for the world.
@@ -32,9 +30,14 @@ class Edges:
         self.last_of_part: dict[int, int] = {}
         self._input_block = False
 
-    def default(self, part: Part) -> tuple[Dependency, ...]:
-        """The default edges of a part that comes next; for a result, that to its call."""
+    def take(self, part: Part) -> tuple[Dependency, ...]:
+        """Take the next part: what it waits for by default; for a result, its call."""
         role = part.role
+        is_input = role in INPUT_ROLES
+        if is_input and not self._input_block:
+            self.awaited = []
+            self.thought = []
+        self._input_block = is_input
         if role == "result":
             return ((self.last_of_part[part.reply_to], None),) if part.reply_to >= 0 else ()
         if role == "system" or role == "user":
@@ -44,15 +47,6 @@ class Edges:
         else:
             waits = self.thought or self.awaited
         return tuple([(d, None) for d in waits])
-
-    def begin(self, part: Part, after: tuple[Dependency, ...]) -> None:
-        """Say that ``part`` comes next and what its first segment waits for, before its segments are added."""
-        is_input = part.role in INPUT_ROLES
-        if is_input and not self._input_block:
-            self.awaited = []
-            self.thought = []
-            self.block_after = after
-        self._input_block = is_input
 
     def add(
         self,

@@ -19,6 +19,7 @@ from typing import BinaryIO, cast
 import msgspec
 
 from pipeline.errors import Reason, Rejected, UserError
+from pipeline.location import redact
 from pipeline.read.containers import (
     ByteSource,
     CorruptStream,
@@ -30,7 +31,7 @@ from pipeline.read.containers import (
 )
 from pipeline.read.containers.kind import sniff_json, split_suffix
 from pipeline.read.formats import DETECT_RECORDS, UNKNOWN, detect
-from pipeline.read.inputs import InputFile, open_input, redact, unreadable
+from pipeline.read.inputs import InputFile, open_input, unreadable
 from pipeline.read.options import ReadOptions
 from pipeline.read.parse import decode
 

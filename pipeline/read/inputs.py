@@ -15,12 +15,12 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import msgspec
 
 from pipeline.errors import UserError
+from pipeline.location import is_url, redact, redact_all
 from pipeline.read.containers.kind import COMPRESSIONS, SUFFIXES, split_suffix
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WILD = re.compile(r"[*?\[]")
 _URL_WILD = re.compile(r"[*\[]")  # in a URL a question mark begins the query
 
@@ -53,29 +53,21 @@ def resolve_inputs(specs: Sequence[str]) -> list[InputFile]:
         raise UserError("no input: give a file, a directory, a glob or a URL with --input")
     found: dict[str, InputFile] = {}  # by what the file is, whatever path led to it
     for spec in specs:
-        files = list(_resolve_url(spec) if _URL.match(spec) else _resolve_path(spec))
+        files = list(_resolve_url(spec) if is_url(spec) else _resolve_path(spec))
         if not files:
             raise UserError(f"no input file in {redact(spec)}: expected files ending in {_KNOWN}")
         for file in files:
-            identity = file.location if _URL.match(file.location) else os.path.realpath(file.location)
+            identity = file.location if is_url(file.location) else os.path.realpath(file.location)
             known = found.get(identity)
             if known is None or (file.name, file.location) < (known.name, known.location):
                 found[identity] = file
     return sorted(_distinct(list(found.values())), key=lambda file: file.name)
 
 
-def redact(location: str) -> str:
-    """A location as it may be shown: without user, password and query."""
-    if not _URL.match(location):
-        return location
-    parts = urlsplit(location)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def open_input(location: str) -> BinaryIO:
     """Open a path or URL for reading raw bytes, seekable. Raises UserError naming it."""
     try:
-        if _URL.match(location):
+        if is_url(location):
             filesystem, path = _filesystem(location)
             return cast(BinaryIO, filesystem.open_input_file(path))
         return Path(location).open("rb", buffering=0)
@@ -92,11 +84,6 @@ def unreadable(location: str, error: OSError) -> UserError:
         return UserError(f"{shown}: permission denied; give the user that runs this read access")
     reason = error.strerror or str(error).partition("\n")[0]
     return UserError(f"{shown}: cannot be read: {redact_all(reason, location)}")
-
-
-def redact_all(text: str, location: str) -> str:
-    """``text`` of somebody else's error, in which the location may stand with its credentials."""
-    return text.replace(location, redact(location))
 
 
 # Local paths
@@ -259,6 +246,6 @@ def _distinct(files: list[InputFile]) -> list[InputFile]:
 
 def _path_parts(location: str) -> list[str]:
     shown = redact(location)
-    if _URL.match(shown):
+    if is_url(shown):
         shown = unquote(shown.partition("://")[2])
     return [part for part in shown.replace(os.sep, "/").split("/") if part]

@@ -15,6 +15,7 @@ import msgspec
 from pipeline.errors import UserError
 from pipeline.store import manifest
 from pipeline.store.format import MANIFEST, RUN, TOKENIZER, WORK
+from pipeline.store.identity import differences, identity_of
 from pipeline.store.manifest import Manifest, Shard
 from pipeline.store.place import Place
 
@@ -75,7 +76,7 @@ def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
     known, made, state = unfinished(out), out.get(MANIFEST), "an unfinished run"
     if known is None and made is not None:
         state = "a finished dataset"
-        known = _CLEARED if fresh else manifest.identity_of(manifest.decode(made, out.path(MANIFEST)))
+        known = _CLEARED if fresh else identity_of(manifest.decode(made, out.path(MANIFEST)))
     if known is None:
         foreign = [name for name in out.names() if not name.startswith(f"{WORK}/")]
         if foreign:
@@ -86,7 +87,7 @@ def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
     elif fresh or known == _CLEARED:
         _clear(out)
     else:
-        differing = manifest.differences(known, identity)
+        differing = differences(known, identity)
         if differing:
             raise UserError(
                 f"--out {out}: holds {state} of another kind:\n  " + "\n  ".join(differing) + "\n"
@@ -114,7 +115,7 @@ def _clear(out: Place) -> None:
 
 def reopen(out: Place, before: Manifest, again: set[int]) -> None:
     """Turn a finished dataset back into an unfinished run in which the shards ``again`` are missing."""
-    _identify(out, manifest.identity_of(before))
+    _identify(out, identity_of(before))
     for number, shard in enumerate(before.shards):
         if number not in again:
             write(out, number, shard)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import msgspec
 
-
-class Counts(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Counts:
     """Counts of one shard, or of many. In records, ``read = converted + quarantined + filtered``, always."""
 
     read: int = 0
@@ -24,13 +24,13 @@ class Counts(msgspec.Struct, frozen=True):
     #: Content tokens that equal the silence token, where that is an ordinary token.
     silence_in_content: int = 0
     #: Parts whose role the layout drops, by role.
-    dropped_parts: dict[str, int] = {}
+    dropped_parts: dict[str, int] = field(default_factory=dict)
     #: Quarantined records by reason code.
-    quarantine_reasons: dict[str, int] = {}
+    quarantine_reasons: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
         sums: dict[str, Any] = {}
-        for name in self.__struct_fields__:
+        for name in (item.name for item in fields(self)):
             mine, theirs = getattr(self, name), getattr(other, name)
             if isinstance(mine, dict):
                 sums[name] = dict(sorted((Counter(mine) + Counter(theirs)).items()))

@@ -1,4 +1,4 @@
-"""Opening a dataset and reading its grids. Needs pyarrow and numpy only, and imports them when it is used."""
+"""Opening a dataset and reading its grids. Needs pyarrow, numpy and tokenizers alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.grid.spans import Spans
 from pipeline.grid.tokens import Tokenizer
-from pipeline.layout import Layout, load_layout
+from pipeline.layout import Layout
 from pipeline.store import manifest
 from pipeline.store.format import MANIFEST, SCHEMA, TOKENIZER
 from pipeline.store.manifest import Manifest
@@ -261,7 +261,7 @@ class Dataset:
     def __init__(self, place: Place, made: Manifest, silence_id: int | None = None) -> None:
         self.place = place
         self.manifest = made
-        self.layout: Layout = load_layout(made.layout)
+        self.layout: Layout = Layout.from_dict(made.layout)
         self._silence_id = made.tokenizer.silence_id if silence_id is None else silence_id
         self._cached: tuple[int, Columns] | None = None
 
@@ -288,7 +288,7 @@ class Dataset:
         """What the dense view shows where nothing is said."""
         streams = self.layout.streams
         clocks = tuple(
-            (number, stream.clock.every, self.tokenizer.token_id(stream.clock.tick, f"clock '{stream.name}'"))
+            (number, stream.clock.every, self.manifest.tokenizer.tick_ids[stream.name])
             for number, stream in enumerate(streams)
             if stream.clock is not None
         )

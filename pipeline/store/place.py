@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import UserError
-from pipeline.read.inputs import redact, redact_all
+from pipeline.location import redact, redact_all
 from pipeline.store.format import WORK
 
 

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer, batches, load_tokenizer
-from pipeline.layout import load_layout
+from pipeline.layout_file import load_layout
 
 
 @given(text=texts(10))
@@ -79,7 +79,7 @@ def test_tokens_are_those_of_the_given_tokenizer(tokenizer: Tokenizer) -> None:
 def test_new_ids_follow_the_vocabulary_silence_first() -> None:
     tokenizer = builtin()
     ids = token_ids(load_layout("chat-2"), tokenizer)
-    assert ids == (tokenizer.vocab_size, tokenizer.vocab_size + 1)
+    assert (ids.silence_id, ids.end_id) == (tokenizer.vocab_size, tokenizer.vocab_size + 1)
     assert tokenizer.decode(np.array([ids.silence_id, ids.end_id], np.int32)) == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from samples import conversations
 from pipeline.errors import Rejected
 from pipeline.grid.schedule import schedule
 from pipeline.grid.windows import split
-from pipeline.layout import load_layout
+from pipeline.layout_file import load_layout
 from pipeline.plan.planners import build_planner
 from pipeline.plan.turns import turn_starts
 from pipeline.read.conversation import Part
@@ -53,9 +54,10 @@ def test_windows(parts: list[Part], planner: tuple[str, dict[str, Any]], limit: 
         later = range(window.end_segment, len(segments))
         assert max(ends[i] for i in own) <= min((starts[i] for i in later), default=10**9)
     # Each is as long as it can be.
-    for window, following in zip(windows, windows[1:], strict=False):
+    for window, following in pairwise(windows):
         both = range(window.first_segment, following.end_segment)
-        first_piece = [i for i in both if segments[i].part < next_cut(parts, segments, starts, ends, following.first_part)]
+        cut = next_cut(parts, segments, starts, ends, following.first_part)
+        first_piece = [i for i in both if segments[i].part < cut]
         assert max(ends[i] for i in first_piece) - window.first_row > limit
 
 

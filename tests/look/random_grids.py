@@ -14,10 +14,10 @@ from pipeline.grid.spans import build_spans
 from pipeline.grid.tokens import Tokenizer, load_tokenizer
 from pipeline.layout import Layout
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.store import manifest
 from pipeline.store.counts import Counts
 from pipeline.store.dataset import Dataset, open_dataset
 from pipeline.store.format import MANIFEST, TOKENIZER, data_path, plans_path, schema_with_metadata
+from pipeline.store.identity import build_manifest
 from pipeline.store.manifest import File, Shard, Source
 from pipeline.store.place import Place
 from pipeline.store.writer import Rows, write_parquet
@@ -134,5 +134,5 @@ def write(
             )
         )
     place.put(TOKENIZER, tokenizer.json.encode())
-    place.put(MANIFEST, manifest.build_manifest(made_with, tokenizer, ids, None, [], finished).encode())
+    place.put(MANIFEST, build_manifest(made_with, tokenizer, ids, None, [], finished).encode())
     return open_dataset(str(folder))

@@ -13,7 +13,8 @@ from random_grids import TEXTS, TOKENIZER_BUILTIN, Drawn, grids, recipe
 from rich.cells import cell_len
 
 from pipeline.grid.ids import token_ids
-from pipeline.layout import Clock, Layout, Stream, load_layout
+from pipeline.layout import Clock, Layout, Stream
+from pipeline.layout_file import load_layout
 from pipeline.look.cells import JOINER, SILENCE
 from pipeline.look.lines import grid_lines
 from pipeline.look.view import GridView

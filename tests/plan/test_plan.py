@@ -11,7 +11,7 @@ from samples import conversations
 
 from pipeline import schema
 from pipeline.errors import Reason, Rejected
-from pipeline.layout import load_layout
+from pipeline.layout_file import load_layout
 from pipeline.plan.edges import streams_for
 from pipeline.plan.plan import Plan, Segment, check_plan, decode
 from pipeline.plan.planners import build_planner

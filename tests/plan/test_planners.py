@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from samples import conversations, layout, texts
 
 from pipeline.grid.schedule import schedule
-from pipeline.layout import Layout, load_layout
+from pipeline.layout import Layout
+from pipeline.layout_file import load_layout
 from pipeline.plan.edges import streams_for
 from pipeline.plan.plan import Segment, check_plan
 from pipeline.plan.planners import build_planner
@@ -67,7 +68,7 @@ def test_a_plan_covers_every_part_once_and_waits_only_for_what_came_before(
 @given(layout_name=st.sampled_from(sorted(LAYOUTS)), parts=conversations(), data=st.data())
 @settings(max_examples=40)
 def test_sequential_says_one_part_after_another(layout_name: str, parts: list[Part], data: st.DataObject) -> None:
-    """The order of a single stream; a stream that the model writes begins one row later, when it can know the other."""
+    """The order of a single stream; what the model writes begins one row later, when it can know the other stream."""
     layout = LAYOUTS[layout_name]
     segments = plan(parts, "sequential", layout)
     assert [segment.part for segment in segments] == list(range(len(parts)))
@@ -81,7 +82,8 @@ def dialogue(*contents: str) -> list[Part]:
     return [Part("answer" if i % 2 else "user", text, i) for i, text in enumerate(contents)]
 
 
-sentence_texts = st.lists(st.sampled_from(["One.", "Two?", "Three three!", "Four"]), min_size=1, max_size=5).map(" ".join)
+sentence = st.sampled_from(["One.", "Two?", "Three three!", "Four"])
+sentence_texts = st.lists(sentence, min_size=1, max_size=5).map(" ".join)
 
 
 @given(st.lists(st.tuples(sentence_texts, sentence_texts), min_size=1, max_size=3), st.integers(0, 6), st.data())
@@ -116,7 +118,8 @@ def test_wait_for_all_is_reading_before_writing(unit: str, parts: list[Part], da
     for segment, (start, _) in zip(segments, placed, strict=True):
         if parts[segment.part].role != "answer":
             continue
-        earlier = [end for s, (_, end) in zip(segments, placed, strict=True) if s.stream == "user" and s.part < segment.part]
+        heard = [s.stream == "user" and s.part < segment.part for s in segments]
+        earlier = [end for (_, end), before in zip(placed, heard, strict=True) if before]
         assert start > max(earlier) or max(earlier) == 0
 
 
@@ -126,7 +129,7 @@ def test_wait_k_by_token(read: int, said: int, k: int) -> None:
     layout = load_layout("chat-2")
     segments = plan(dialogue("x", "y"), "wait-k", layout, unit="token", k=k)
     (input_start, input_end), (start, end) = rows(segments, [read, said], layout)
-    knows = [row - 1 for row in range(start, end)]  # rows that the token at `row` comes after, its own horizon taken off
+    knows = [row - 1 for row in range(start, end)]  # a token knows what other streams say before this row
     for t in range(1, said + 1):
         unit = min(k + t - 1, read)
         if unit:
@@ -137,7 +140,9 @@ def test_wait_k_by_token(read: int, said: int, k: int) -> None:
 
 def test_k_0_waits_for_nothing_of_its_turn() -> None:
     layout = load_layout("chat-2")
-    segments = plan(dialogue("One. Two.", "Yes. No.", "Three. Four.", "Yes. No."), "wait-k", layout, unit="sentence", k=0)
+    segments = plan(
+        dialogue("One. Two.", "Yes. No.", "Three. Four.", "Yes. No."), "wait-k", layout, unit="sentence", k=0
+    )
     first, third = segments[2], segments[6]
     assert first.after == ()
     assert third.after == segments[4].after  # what the user waited for, not the user

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.location import redact
 from pipeline.read import inputs
-from pipeline.read.inputs import open_input, redact, resolve_inputs
+from pipeline.read.inputs import open_input, resolve_inputs
 
 
 @pytest.fixture
@@ -136,8 +137,8 @@ def test_urls_of_unknown_kind() -> None:
 
 
 def test_credentials_are_never_shown() -> None:
-    url = "s3://key:secret@bucket/a/b.jsonl?endpoint_override=localhost%3A1&scheme=http"
-    assert redact(url) == "s3://bucket/a/b.jsonl"
+    url = "s3://key:secret@bucket/a/b.jsonl?endpoint_override=localhost%3A1&scheme=http&access_key=x&token=y"
+    assert redact(url) == "s3://bucket/a/b.jsonl?endpoint_override=localhost:1&scheme=http"
     assert inputs._below("s3://key:secret@bucket/a?region=x", "b c.jsonl") == (
         "s3://key:secret@bucket/a/b%20c.jsonl?region=x"
     )

@@ -23,7 +23,7 @@ from samples import builtin, chat, make_dataset, message, raw
 from pipeline import open_dataset
 from pipeline.errors import UserError
 from pipeline.resources import shipped
-from pipeline.store import manifest
+from pipeline.store import identity, manifest
 from pipeline.store.validate import MEANING, Code, Report, render, validate
 
 CALLS = [{"type": "function", "id": i, "function": {"name": i, "arguments": {"n": 1}}} for i in "ab"]
@@ -67,7 +67,7 @@ class Damage:
         change(document)
         if fingerprint:
             made = msgspec.convert(document, manifest.Manifest)
-            document["fingerprint"] = manifest.fingerprint(manifest.identity_of(made))
+            document["fingerprint"] = identity.fingerprint(identity.identity_of(made))
         (self.folder / "dataset.json").write_text(json.dumps(document))
 
     def shard(self, number: int, change: Callable[[dict[str, Any]], None]) -> None:
@@ -201,7 +201,11 @@ def rows_max(document: dict[str, Any], most: int) -> None:
 
 
 CASES: list[tuple[Code, str, Callable[[Damage], Any]]] = [
-    (Code.MANIFEST, "an unknown key", lambda d: d.file("dataset.json", lambda b: b.replace(b'"counts"', b'"count"', 1))),
+    (
+        Code.MANIFEST,
+        "an unknown key",
+        lambda d: d.file("dataset.json", lambda b: b.replace(b'"counts"', b'"count"', 1)),
+    ),
     (Code.MANIFEST, "not JSON", lambda d: d.file("dataset.json", lambda b: b[:-9])),
     (Code.MANIFEST, "a shard under another name", lambda d: d.rename_plans("plans/x")),
     (Code.MANIFEST, "another layout's name", lambda d: d.manifest(lambda m: m["recipe"].update(layout="chat-2"))),
@@ -220,8 +224,16 @@ CASES: list[tuple[Code, str, Callable[[Damage], Any]]] = [
     (Code.MISSING_FILE, "quarantine", lambda d: (d.folder / "quarantine/part-00000.jsonl").unlink()),
     (Code.MISSING_FILE, "tokenizer", lambda d: (d.folder / "tokenizer.json").unlink()),
     (Code.FILE_BYTES, "one more", lambda d: d.file("quarantine/part-00000.jsonl", lambda b: b + b"\n")),
-    (Code.FILE_HASH, "a flipped byte", lambda d: d.file("data/part-00000.parquet", lambda b: b[:50] + bytes([b[50] ^ 1]) + b[51:])),
-    (Code.FILE_HASH, "a flipped byte of a plan", lambda d: d.file("plans/part-00000.jsonl.zst", lambda b: b[:-1] + bytes([b[-1] ^ 1]))),
+    (
+        Code.FILE_HASH,
+        "a flipped byte",
+        lambda d: d.file("data/part-00000.parquet", lambda b: b[:50] + bytes([b[50] ^ 1]) + b[51:]),
+    ),
+    (
+        Code.FILE_HASH,
+        "a flipped byte of a plan",
+        lambda d: d.file("plans/part-00000.jsonl.zst", lambda b: b[:-1] + bytes([b[-1] ^ 1])),
+    ),
     (Code.STRAY_FILE, "a shard too many", lambda d: (d.folder / "data/part-00009.parquet").write_bytes(b"")),
     (Code.SHARD_RANGE, "a gap", lambda d: d.shard(1, lambda s: s["source"].update(first=5))),
     (Code.SHARD_RANGE, "an unknown input", lambda d: d.shard(1, lambda s: s["source"].update(file="x"))),
@@ -237,14 +249,24 @@ CASES: list[tuple[Code, str, Callable[[Damage], Any]]] = [
     (Code.COUNTS, "dropped", lambda d: d.counts(0, dropped_parts={"think": 1})),
     (Code.UNREADABLE, "no Parquet", lambda d: d.put("data/part-00000.parquet", b"PAR1 no PAR1")),
     (Code.UNREADABLE, "no zstd", lambda d: d.put("plans/part-00000.jsonl.zst", b"plain")),
-    (Code.UNREADABLE, "half a zstd", lambda d: d.put("plans/part-00000.jsonl.zst", zstandard.compress(b"{}\n" * 999)[:-9])),
+    (
+        Code.UNREADABLE,
+        "half a zstd",
+        lambda d: d.put("plans/part-00000.jsonl.zst", zstandard.compress(b"{}\n" * 999)[:-9]),
+    ),
     (Code.SCHEMA, "a column too few", lambda d: d.table(lambda t: t.drop_columns(["meta"]))),
-    (Code.SCHEMA, "another type", lambda d: d.table(lambda t: t.set_column(1, "num_rows", t["num_rows"].cast(pa.int64())))),
+    (
+        Code.SCHEMA,
+        "another type",
+        lambda d: d.table(lambda t: t.set_column(1, "num_rows", t["num_rows"].cast(pa.int64()))),
+    ),
     (Code.SCHEMA, "no metadata", lambda d: d.table(lambda t: t.replace_schema_metadata({}))),
     (
         Code.SCHEMA,
         "another tokenizer's",
-        lambda d: d.table(lambda t: t.replace_schema_metadata({**t.schema.metadata, b"pipeline.tokenizer_sha256": b"0"})),
+        lambda d: d.table(
+            lambda t: t.replace_schema_metadata({**t.schema.metadata, b"pipeline.tokenizer_sha256": b"0"})
+        ),
     ),
     (Code.ID, "another", lambda d: d.row(lambda r: r.update(id="chats.jsonl:9"))),
     (Code.ID, "no window", lambda d: d.row(lambda r: r.update(id="chats.jsonl:4"), shard=1)),
@@ -310,7 +332,11 @@ CASES: list[tuple[Code, str, Callable[[Damage], Any]]] = [
     (
         Code.OUTCOME,
         "lost",
-        lambda d: (d.plans(lambda lines: lines.pop(1)), d.rows(lambda r: r.pop(1)), d.counts(0, converted=2, filtered=1)),
+        lambda d: (
+            d.plans(lambda lines: lines.pop(1)),
+            d.rows(lambda r: r.pop(1)),
+            d.counts(0, converted=2, filtered=1),
+        ),
     ),
     (Code.INPUT_MISSING, "gone", lambda d: setattr(d, "inputs", {"chats.jsonl": "/nowhere/chats.jsonl"})),
     (Code.INPUT_MISSING, "no run.json", lambda d: (d.folder / "run.json").unlink()),
@@ -443,7 +469,9 @@ def test_the_report_says_what_was_checked(good: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [{"end": "<|endoftext|>"}, {"silence": " the"}, {"silence": "<|endoftext|>"}], ids=["end", "word", "control"]
+    "keys",
+    [{"end": "<|endoftext|>"}, {"silence": " the"}, {"silence": "<|endoftext|>"}],
+    ids=["end", "word", "control"],
 )
 def test_ids_that_the_vocabulary_has_are_known_from_content(keys: dict[str, str], tmp_path: Path) -> None:
     """An end marker and a silence that are tokens of the vocabulary; content of that spelling is still text."""

@@ -52,8 +52,7 @@ class Planner:
         newest: dict[str, int] = {}  # the last segment of the newest result in every lane
         for index in _in_queue_order(parts, queue):
             part = parts[index]
-            after = edges.default(part)
-            edges.begin(part, after)
+            after = edges.take(part)
             if part.role != "result":
                 edges.add(part, index, self._layout.roles[part.role], [len(part.text)], [after])
                 continue

@@ -45,15 +45,14 @@ class Planner:
         edges = Edges(self._layout)
         pace = _Pace(self._k, self._by_sentence)
         for index, part in enumerate(parts):
-            after = edges.default(part)
-            edges.begin(part, after)
+            after = edges.take(part)
             role = part.role
             size = len(part.text)
             if role == "user" or role == "system":
                 ends = sentences(part.text) if self._by_sentence else [size]
                 ends = ends or [0]
                 added = edges.add(part, index, self._stream[role], ends, [after] + [()] * (len(ends) - 1))
-                pace.read(role, added, edges.block_after)
+                pace.read(role, added, after)
             elif role == "answer" and pace.open:
                 ends = sentences(part.text) if self._by_sentence else [size]
                 first = tuple([(d, None) for d in edges.thought])
@@ -71,32 +70,34 @@ class _Pace:
     def __init__(self, k: int | str, by_sentence: bool) -> None:
         self._k = k
         self._by_sentence = by_sentence
-        self._units: range | list[int] = []
-        self._from_system = False
+        self.close()
+
+    def close(self) -> None:
+        """Nothing paces what comes now: a new turn has begun, or a result has come, for which all else waits."""
+        self._units: dict[str, list[int]] = {"user": [], "system": []}
+        self._after: dict[str, tuple[Dependency, ...]] = {}
         self._followed = 0
-        self._block_after: tuple[Dependency, ...] = ()
 
     @property
     def open(self) -> bool:
         """Whether an answer that comes now is paced by input units."""
-        return len(self._units) > 0
+        return any(self._units.values())
 
-    def read(self, role: str, segments: range, block_after: tuple[Dependency, ...]) -> None:
-        """Input segments of a user or system part have come."""
-        new_turn = self._followed > 0 or self._from_system != (role == "system") or not self._by_sentence
-        self._units = list(segments) if new_turn else [*self._units, *segments]
-        self._from_system = role == "system"
-        self._followed = 0
-        self._block_after = block_after
-
-    def close(self) -> None:
-        """A result has come: what follows waits for all results instead."""
-        self._units = []
+    def read(self, role: str, segments: range, after: tuple[Dependency, ...]) -> None:
+        """The segments of a user or system part have come; the part waited for ``after``."""
+        if self._followed:
+            self.close()
+        self._after.setdefault(role, after)
+        units = self._units[role]
+        if not self._by_sentence:
+            units.clear()  # tokens are counted from the last part
+        units.extend(segments)
 
     def follow(self, count: int, first: tuple[Dependency, ...]) -> list[tuple[Dependency, ...]]:
         """The edges of the next ``count`` answer units; the first of them also waits for ``first``."""
         edges: list[tuple[Dependency, ...]] = [()] * count
-        units, followed, k = self._units, self._followed, self._k
+        role = "user" if self._units["user"] else "system"
+        units, followed, k = self._units[role], self._followed, self._k
         last = len(units) - 1
         if k == "full":
             if not followed:
@@ -112,7 +113,9 @@ class _Pace:
                 if waits >= 0:
                     edges[t - followed] = ((units[waits], None),)
             if int(k) == 0 and not followed:
-                edges[0] = self._block_after  # the first unit waits for nothing that is read in this turn
+                edges[0] = self._after[
+                    role
+                ]  # it waits for nothing of the turn, only for what the turn itself waits for
         self._followed += count
         if first:
             edges[0] = (*edges[0], *first)

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import reduce
 from operator import add
 
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
-from pipeline.layout import Layout, load_layout
+from pipeline.layout import Layout
+from pipeline.layout_file import load_layout
 from pipeline.recipe import Recipe, from_manifest
 from pipeline.store import manifest
 from pipeline.store.counts import Counts
@@ -31,6 +33,7 @@ from pipeline.store.format import (
     quarantine_path,
     schema_with_metadata,
 )
+from pipeline.store.identity import fingerprint, identity_of
 from pipeline.store.manifest import Manifest, Shard
 from pipeline.store.place import Place
 from pipeline.store.validate.grids import check_grids
@@ -247,7 +250,7 @@ def _check_tokenizer(place: Place, made: Manifest, layout: Layout | None, findin
 
 def _check_manifest(made: Manifest, findings: Findings) -> None:
     """What the manifest says twice, or what follows from itself."""
-    expected = manifest.fingerprint(manifest.identity_of(made))
+    expected = fingerprint(identity_of(made))
     if made.fingerprint != expected:
         findings.add(Code.FINGERPRINT, MANIFEST, expected=expected, found=made.fingerprint)
     if made.recipe.get("layout") != made.layout.get("name"):
@@ -260,7 +263,7 @@ def _check_manifest(made: Manifest, findings: Findings) -> None:
             found=made.recipe.get("layout"),
         )
     summed = reduce(add, (shard.counts for shard in made.shards), Counts())
-    for name in Counts.__struct_fields__:
+    for name in (item.name for item in fields(Counts)):
         expected, found = getattr(summed, name), getattr(made.counts, name)
         if found != expected:
             findings.add(Code.COUNTS, MANIFEST, where=f"counts.{name}", expected=expected, found=found)

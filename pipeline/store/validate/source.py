@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 
 from pipeline.errors import Reason, Rejected, UserError
+from pipeline.location import redact
 from pipeline.plan.route import route
 from pipeline.plan.turns import turn_starts
 from pipeline.read.containers import Record
 from pipeline.read.conversation import Part
 from pipeline.read.cut import Cut, cuts, records, scan
-from pipeline.read.inputs import InputFile, redact, resolve_inputs
+from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.read.parse import read_conversation
 from pipeline.recipe import Recipe
 from pipeline.store.format import MANIFEST
