@@ -221,7 +221,7 @@ def test_a_reply_across_windows_has_no_call_in_its_window() -> None:
 
 
 def test_more_rows_than_a_column_can_hold_are_too_long() -> None:
-    recipe = load_recipe("agent", [f"latency={2**31}"])
+    recipe = load_recipe("agent", [f"latency={2**31 - 1}"])
     made = convert_lines([TOOLS, GOOD[0]], recipe)
     assert rejects_of(made) == {0: "too_long"}
 

@@ -70,6 +70,7 @@ def test_another_planner_starts_from_its_own_defaults() -> None:
         ("=3", "write KEY=VALUE"),
         ("k=[", "not valid YAML"),
         ("k=-1", "options.k"),
+        (f"k={2**31}", "options.k"),
         ("k=many", "0, 1, 2, …, or full"),
         ("k=1.5", "options.k"),
         ("unit=word", "options.unit"),

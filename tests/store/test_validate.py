@@ -299,6 +299,7 @@ CASES: list[tuple[Code, str, Callable[[Damage], Any]]] = [
     (Code.SILENCE, "stored", lambda d: d.span(first_token(VOCAB))),
     (Code.UTF8, "half a character", lambda d: d.span(first_token(HALF_A_CHARACTER))),
     (Code.PLAN_LINE, "an unknown key", lambda d: d.plans(lambda lines: lines[0].update(x=1))),
+    (Code.PLAN_LINE, "a row that no column holds", lambda d: d.segment(1, earliest=10**30)),
     (Code.PLAN_LINE, "not JSON", lambda d: d.put("plans/part-00000.jsonl.zst", zstandard.compress(b"{\n"))),
     (Code.PLAN_RECORDS, "one too few", lambda d: d.plans(lambda lines: lines.pop())),
     (Code.PLAN_RECORDS, "one twice", lambda d: d.plans(lambda lines: lines.append(lines[0]))),
