@@ -131,14 +131,17 @@ def write_corpus(folder: Path, count: int, words: int = 12) -> Path:
     return folder
 
 
-def start_cluster(cpus: int, *options: str) -> Iterator[str]:
+@contextlib.contextmanager
+def start_cluster(cpus: int, dashboard_port: int | None) -> Iterator[str]:
     """Start a cluster with ``ray start``, and stop it after use. It is not the machine's default cluster."""
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # a short path: sockets go in there
         log = Path(folder, "start.log")
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--num-cpus={cpus}"]
         command += ["--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}", f"--temp-dir={folder}"]
-        command += ["--disable-usage-stats", *(options or ["--include-dashboard=false"])]
+        command += ["--disable-usage-stats", f"--include-dashboard={dashboard_port is not None}"]
+        if dashboard_port is not None:
+            command += [f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={free_port()}"]
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 command,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from running import Made, contents, pipeline, start_cluster, write_corpus
+from running import Made, contents, free_port, pipeline, start_cluster, write_corpus
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,20 @@ def _make(folder: Path, write: Callable[[Path, int], Path], count: int, records:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
+def dashboard_port() -> int:
+    """Where the cluster's dashboard listens, if it has one."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def cluster(dashboard_port: int) -> Iterator[str]:
     """The address of a Ray cluster of four CPUs that some other process has started."""
-    yield from start_cluster(4)
+    with start_cluster(4, dashboard_port if find_spec("aiohttp_cors") else None) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def dashboard(cluster: str, dashboard_port: int) -> str:
+    """Where jobs are submitted to the cluster."""
+    pytest.importorskip("aiohttp_cors", reason="needs ray[default]")
+    return f"http://127.0.0.1:{dashboard_port}"
