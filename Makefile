@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(BIN)/pipeline convert --input examples/corpus --out demo --recipe agent --fresh
 	$(BIN)/pipeline validate demo
-	$(BIN)/pipeline show demo
+	$(BIN)/pipeline show demo --id agent.jsonl:3 --no-pager
 
 test: setup
 	$(BIN)/ruff check .
