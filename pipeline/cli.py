@@ -256,12 +256,15 @@ def _recipe(recipe: str, settings: Sequence[str], **options: Any) -> Recipe:
 
 
 def _recipe_of(dataset: str, settings: Sequence[str], **options: Any) -> Recipe:
-    """The recipe of a finished dataset."""
+    """The recipe of a finished dataset, but for how many records it read."""
     from pipeline.recipe import from_manifest
     from pipeline.store.dataset import open_dataset
 
-    made = open_dataset(dataset).manifest
-    return from_manifest(made.recipe, made.layout, settings, _overrides(**options))
+    try:
+        made = open_dataset(dataset).manifest
+    except UserError as error:
+        raise UserError(f"--plans {error}") from None
+    return from_manifest(made.recipe, made.layout, settings, {"read.limit": None} | _overrides(**options))
 
 
 def _overrides(
