@@ -8,10 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -130,12 +132,13 @@ def test_the_driver_killed_at_random(large: Made, tmp_path: Path, seed: int) -> 
 def test_the_driver_killed_on_a_cluster(large: Made, cluster: str, tmp_path: Path) -> None:
     """Its workers go with it, and a run that goes on in this process makes the same."""
     command = [*large.options, "--out", str(tmp_path / "out")]
-    for _ in range(2):
+    for kill in (1, 2):
         process = start([*command, "--ray", cluster, "--workers", "2"])
-        _wait_for(lambda: len(list((tmp_path / "out").glob("_work/commits/*.json"))) > 2, process)
+        _wait_for(lambda: len(_commits(tmp_path / "out")) >= 6 * kill, process)  # noqa: B023 -- used at once
+        assert _workers(cluster)
         process.kill()
         process.communicate()
-        _wait_for(lambda: not _workers())
+        _wait_for(lambda: not _workers(cluster))
     ran = pipeline(*command, "--ray", "off")
     assert ran.code == 0, ran.output
     assert_same(tmp_path / "out", large.contents)
@@ -143,15 +146,15 @@ def test_the_driver_killed_on_a_cluster(large: Made, cluster: str, tmp_path: Pat
 
 @pytest.mark.ray
 def test_workers_killed_at_random(large: Made, cluster: str, tmp_path: Path) -> None:
-    """Six workers are killed, at any moment, and replaced: one run, nothing lost, nothing twice."""
+    """Up to eight workers are killed, at any moment, and replaced: one run, nothing lost, nothing twice."""
     chance = random.Random(7)
     process = start([*large.options, "--out", str(tmp_path / "out"), "--ray", cluster, "--workers", "2"])
     killed: list[int] = []
 
     def kill() -> None:
-        while process.poll() is None and len(killed) < 6:
+        while process.poll() is None and len(killed) < 8:
             time.sleep(chance.uniform(0.05, 0.4))
-            for worker in _workers()[:1]:
+            for worker in [worker for worker in _workers(cluster) if worker.pid not in killed][:1]:
                 worker.kill()
                 killed.append(worker.pid)
 
@@ -160,8 +163,9 @@ def test_workers_killed_at_random(large: Made, cluster: str, tmp_path: Path) -> 
     ran = finish(process)
     killer.join()
     assert ran.code == 0, ran.output
-    assert len(killed) == 6
-    assert ran.output.count("a worker has died") == 6 and "6 attempts lost with their workers" in ran.output
+    died = ran.output.count("a worker has died")
+    assert 4 <= died <= len(killed)  # the last ones may have had nothing to do any more
+    assert f"{died} attempts lost with their workers" in ran.output
     assert "raylet" not in ran.output
     assert_same(tmp_path / "out", large.contents)
 
@@ -171,7 +175,7 @@ def test_interrupted_from_the_keyboard(large: Made, tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal. The run stops with one message, leaves no process, and resumes."""
     command = [*large.options, "--out", str(tmp_path / "out")]
     process = start([*command, "--ray", "local", "--workers", "2"])
-    _wait_for(lambda: len(list((tmp_path / "out").glob("_work/commits/*.json"))) > 2, process)
+    _wait_for(lambda: len(_commits(tmp_path / "out")) > 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     os.killpg(process.pid, signal.SIGINT)
@@ -187,12 +191,20 @@ def test_interrupted_from_the_keyboard(large: Made, tmp_path: Path) -> None:
     assert_same(tmp_path / "out", large.contents)
 
 
-def _workers() -> list[psutil.Process]:
-    """The processes of our actors, which Ray names after the class."""
+def _commits(out: Path) -> list[Path]:
+    return list(out.glob("_work/commits/*.json"))
+
+
+def _workers(cluster: str) -> list[psutil.Process]:
+    """The processes of our actors, which Ray names after the class, on this cluster: there may be others."""
+    own = re.compile(rf"--gcs-address=.*:{cluster.partition(':')[2]}")
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith("ray::_Worker"):
-            found.append(process)
+        with suppress(psutil.NoSuchProcess):
+            if (process.info["cmdline"] or [""])[0].startswith("ray::_Worker"):
+                raylet = process.parent()
+                if raylet is not None and any(own.fullmatch(word) for word in raylet.cmdline()):
+                    found.append(process)
     return found
 
 

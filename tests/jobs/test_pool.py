@@ -116,6 +116,31 @@ def test_a_bug_is_not_hidden(pool: RayPool, tasks: list[Task], tmp_path: Path) -
         list(pool.run(setup, tasks))
 
 
+def test_a_busy_cluster_is_waited_for(
+    pool: RayPool, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else has all CPUs. That is said, and the run goes on when they are free."""
+    monkeypatch.setattr("jobs.pool._PATIENCE", 0.5)
+
+    @ray.remote(num_cpus=4)
+    class Busy:
+        def begin(self) -> None: ...
+
+    busy = Busy.remote()
+    ray.get(busy.begin.remote())
+    said: list[str] = []
+
+    def notice(text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            ray.kill(busy)
+
+    pool._notice = notice
+    done = list(pool.run(_setup(Place(str(tmp_path / "out"))), tasks))
+    assert len(done) == len(tasks)
+    assert said[:2] == ["waiting for a worker: 0 of the cluster's 4 CPUs are free"] * 2
+
+
 def test_nothing_to_do_starts_no_worker(pool: RayPool, tmp_path: Path) -> None:
     assert list(pool.run(_setup(Place(str(tmp_path / "out"))), [])) == []
 
