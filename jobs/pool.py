@@ -57,7 +57,8 @@ class RayPool:
         again = [attempt for attempt in [next(attempts, None)] if attempt is not None]
         if not again:
             return
-        slots = [_Slot(ray.put(setup)) for _ in range(self.workers)]
+        shared = ray.put(setup)
+        slots = [_Slot(shared) for _ in range(self.workers)]
         try:
             yield from self._run(slots, again, attempts)
         finally:
@@ -92,7 +93,10 @@ class RayPool:
                 self.lost += 1
                 starting = 0 if slot.started else starting + 1
                 if starting == ATTEMPTS:
-                    raise UserError(f"--ray: the workers cannot start: {_reason(error)}") from None
+                    raise UserError(
+                        f"the workers cannot start: {_reason(error)}. Every node needs this package and the same "
+                        f"versions of Python and Ray; a Ray job brings the package along, see jobs/submit.py"
+                    ) from None
                 again += slot.lose(error)
                 self._notice(f"a worker has died ({_reason(error)}); another takes its place")
             else:
@@ -247,6 +251,6 @@ def _name(task: Task) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What Ray says, on one line: its messages begin with what happened and go on for a page."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """What Ray says, on one line: its messages begin with what happened, and a traceback ends with it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "creation task" in lines[0] else 0].rstrip(".")
