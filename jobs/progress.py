@@ -60,6 +60,10 @@ class Progress:
         """``count`` more bytes have been hashed."""
         self._advance(count)
 
+    def begin_workers(self) -> None:
+        """Workers are being started, which takes seconds."""
+        self._begin("starting workers", 0)
+
     def begin_convert(self, total: int, where: str) -> None:
         """Conversion of ``total`` bytes of input begins."""
         self._begin("converting", total)
@@ -107,7 +111,7 @@ class Progress:
             transient=True,
             expand=True,
         )
-        self._task = self._bar.add_task(doing, total=max(total, 1), facts="")
+        self._task = self._bar.add_task(doing, total=total or None, facts="")
         self._bar.start()
 
     def _advance(self, count: int) -> None:

@@ -138,6 +138,7 @@ def _convert(
             else:
                 yield task
 
+    progress.begin_workers()
     with _executor(options, size, progress) as executor:
         progress.begin_convert(size, executor.description)
         for result in executor.run(setup, missing()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -23,6 +24,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def main(command: click.Command | None = None) -> NoReturn:
     """Run the command line: 0 done, 1 something is wrong with the data, 2 with the command, 130 interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a scheduler says Ctrl-C
     try:
         (command or cli)(standalone_mode=False)
     except click.exceptions.Abort:

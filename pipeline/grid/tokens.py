@@ -68,6 +68,8 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         byte_level = _byte_level_alphabet() if '"ByteLevel"' in json.dumps(json.loads(self.json)["decoder"]) else None
         for text, token_id in self.vocabulary.items():
+            if token_id in self.control_ids:
+                continue  # no content: where one ends a message, it is left out of the text
             if token_id in added or byte_level is None:
                 pieces[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
             else:
@@ -105,7 +107,7 @@ class Tokenizer:
         return np.array(flat, np.int32), np.array(list(map(len, encoded)), np.int64)
 
     def decode(self, ids: Ids) -> str:
-        """The text of a span, its end marker left out."""
+        """The text of a span. Control tokens (an end marker) and ids beyond the vocabulary stand for no text."""
         return self.to_bytes(ids).tobytes().decode("utf-8")
 
     def token_id(self, text: str, what: str) -> int:

@@ -81,9 +81,7 @@ def grids(draw: st.DrawFn, layout: Layout, texts: st.SearchStrategy[str] = ANY_O
     return Drawn(roles, pieces)
 
 
-def write(
-    folder: Path, made_with: Recipe, shards: list[list[Drawn]], counts: Counts | None = None
-) -> Dataset:
+def write(folder: Path, made_with: Recipe, shards: list[list[Drawn]], counts: Counts | None = None) -> Dataset:
     """Store grids as a dataset. ``counts``: what the manifest shall say besides rows and tokens."""
     place = Place(str(folder))
     layout, tokenizer = made_with.layout, TOKENIZER_BUILTIN

@@ -95,9 +95,7 @@ def _tokens(text: str) -> list[int]:
 def _grid(*spans: tuple[str, int, str], layout: Layout) -> GridView:
     made = [Span(stream, start, np.array(_tokens(text), np.int32), 0) for stream, start, text in spans]
     rows = max(span.start + len(span.tokens) for span in made)
-    return GridView(
-        "a:0", layout.streams, rows, sum(len(s.tokens) for s in made), made, TOKENIZER_BUILTIN, None
-    )
+    return GridView("a:0", layout.streams, rows, sum(len(s.tokens) for s in made), made, TOKENIZER_BUILTIN, None)
 
 
 def test_long_silence_is_told_in_one_line() -> None:

@@ -31,9 +31,7 @@ def test_grids_are_found_by_id(dataset: Dataset) -> None:
     assert found.spans[0].tokens.tolist() == [66, 66]
 
 
-@pytest.mark.parametrize(
-    "wrong", ["chats.jsonl:6", "other.jsonl:0", "chats.jsonl", "chats.jsonl:0#1", "", "a#b:c#d"]
-)
+@pytest.mark.parametrize("wrong", ["chats.jsonl:6", "other.jsonl:0", "chats.jsonl", "chats.jsonl:0#1", "", "a#b:c#d"])
 def test_a_wrong_id_is_answered_with_a_right_one(dataset: Dataset, wrong: str) -> None:
     with pytest.raises(UserError, match="--id"):
         find_grid(dataset, wrong)

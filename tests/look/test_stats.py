@@ -70,8 +70,7 @@ def test_figures_are_what_counting_one_by_one_gives(shards: list[list[Drawn]]) -
     assert figures.passes.streams == sum(map(rows, every))
     assert figures.cells == len(NUMBER) * sum(map(rows, every))
     assert [s.tokens for s in figures.streams] == [
-        sum(len(p.tokens) for grid in every for p in grid.pieces if p.stream == number)
-        for number in NUMBER.values()
+        sum(len(p.tokens) for grid in every for p in grid.pieces if p.stream == number) for number in NUMBER.values()
     ]
     same(figures.rows, [rows(grid) for grid in every])
     turns = [delay for grid in every for delay in delays(grid)]

@@ -88,9 +88,7 @@ def test_bad_json_inside_an_element_costs_only_itself() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_broken_structure_makes_the_rest_one_record(
-    data: bytes, good: int, rest: bytes, said: str, size: int
-) -> None:
+def test_broken_structure_makes_the_rest_one_record(data: bytes, good: int, rest: bytes, said: str, size: int) -> None:
     records = list(split_array(chunked(data, size), LIMIT))
     last = records[-1]
     assert len(records) == good + 1
@@ -128,9 +126,7 @@ def test_white_space_without_end_is_not_held() -> None:
 
 def test_single_record_files() -> None:
     pretty = json.dumps({"a": [1, 2]}, indent=2).encode()
-    assert list(read_single(chunked(b"\n " + pretty + b"\n", 3), LIMIT)) == [
-        Record(0, pretty, 2, len(pretty))
-    ]
+    assert list(read_single(chunked(b"\n " + pretty + b"\n", 3), LIMIT)) == [Record(0, pretty, 2, len(pretty))]
     assert list(read_single([b" \n"], LIMIT)) == []
     (large,) = read_single(chunked(pretty, 3), 5)
     assert large.reason is Reason.TOO_LARGE and large.sha256 == hashlib.sha256(pretty).digest()

@@ -54,9 +54,7 @@ def test_tau_bench() -> None:
         assert texts == [m["content"] for m in row["traj"] if m["content"] or m["role"] == "tool"]
         calls = [call for m in row["traj"] for call in m.get("tool_calls") or ()]
         asked = [json.loads(p.text) for p in conversation.parts if p.role == "call"]
-        assert asked == [
-            {"name": c["function"]["name"], "arguments": c["function"]["arguments"]} for c in calls
-        ]
+        assert asked == [{"name": c["function"]["name"], "arguments": c["function"]["arguments"]} for c in calls]
         for part in conversation.parts:
             if part.role == "result":
                 call = conversation.parts[part.reply_to]

@@ -56,11 +56,7 @@ def write(folder: Path, name: str) -> Path:
     return path
 
 
-NAMES = [
-    f"x{suffix}{packed}"
-    for suffix in (".jsonl", ".json", ".parquet", ".txt")
-    for packed in ("", ".zst", ".gz")
-]
+NAMES = [f"x{suffix}{packed}" for suffix in (".jsonl", ".json", ".parquet", ".txt") for packed in ("", ".zst", ".gz")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,11 +69,7 @@ def test_the_same_records_from_every_container(tmp_path: Path, name: str) -> Non
     assert all(cut.count <= 7 and cut.format == "prompt-completion" for cut in found)
     assert [cut.position for cut in found] == sorted(cut.position for cut in found)
     assert found[-1].position == path.stat().st_size
-    assert (
-        scan(only(path), SMALL).sha256
-        == hashlib.sha256(path.read_bytes()).hexdigest()
-        == hash_file(only(path))
-    )
+    assert scan(only(path), SMALL).sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == hash_file(only(path))
     assert read_all(path) == (found, read)
 
 
@@ -89,20 +81,14 @@ def test_compression_does_not_move_the_cuts(tmp_path: Path) -> None:
 def test_by_url(tmp_path: Path) -> None:
     for name in NAMES:
         write(tmp_path, name)
-    files = [
-        file
-        for suffix in ("", "/*.txt", "/*.txt.zst")
-        for file in resolve_inputs([f"file://{tmp_path}{suffix}"])
-    ]
+    files = [file for suffix in ("", "/*.txt", "/*.txt.zst") for file in resolve_inputs([f"file://{tmp_path}{suffix}"])]
     assert len(files) == 11
     for file in files:
         found = list(cuts(file, scan(file, SMALL), SMALL))
         assert [record.raw for cut in found for record in records(cut, SMALL)] == RAW
 
 
-lines = st.lists(
-    st.sampled_from([b"", b" ", b'{"a":1}', b"[1]", b"x" * 40, b"nonsense \r", b"\xff"]), max_size=30
-)
+lines = st.lists(st.sampled_from([b"", b" ", b'{"a":1}', b"[1]", b"x" * 40, b"nonsense \r", b"\xff"]), max_size=30)
 
 
 @settings(deadline=None, max_examples=60)

@@ -77,19 +77,17 @@ def test_openai_reasoning_fields(name: str) -> None:
 
 @pytest.mark.parametrize("content", ["", None])
 def test_empty_content_beside_calls_is_nothing(content: str | None) -> None:
-    assert [
-        role for role, _ in said(openai(USER, assistant(content=content, tool_calls=[call("f", "")])))
-    ] == ["user", "call"]
+    assert [role for role, _ in said(openai(USER, assistant(content=content, tool_calls=[call("f", "")])))] == [
+        "user",
+        "call",
+    ]
     assert said(openai(USER, assistant(content="", tool_calls=[]))) == [("user", "hi"), ("answer", "")]
 
 
 def test_arguments_are_what_was_recorded() -> None:
     arguments = {"z": 123456789012345678901234567890, "ä": ["\u2028", 1.5, None], "a": {}}
     (part,) = read(openai(assistant(tool_calls=[call("f", arguments)]))).parts
-    assert (
-        part.text
-        == '{"name":"f","arguments":{"z":123456789012345678901234567890,"ä":["\u2028",1.5,null],"a":{}}}'
-    )
+    assert part.text == '{"name":"f","arguments":{"z":123456789012345678901234567890,"ä":["\u2028",1.5,null],"a":{}}}'
     text = '{"z" :  1e400}'
     (part,) = read(openai(assistant(tool_calls=[call("f", text)]))).parts
     assert json.loads(part.text) == {"name": "f", "arguments": text}
@@ -420,9 +418,7 @@ def test_harmony(record: dict[str, Any]) -> None:
 
 
 def test_harmony_reads_plain_messages_too() -> None:
-    plain = openai(
-        USER, assistant(content="a", tool_calls=[call("f", "{}", "1")]), result("r", tool_call_id="1")
-    )
+    plain = openai(USER, assistant(content="a", tool_calls=[call("f", "{}", "1")]), result("r", tool_call_id="1"))
     assert read(plain, "harmony") == read(plain, "openai")
 
 

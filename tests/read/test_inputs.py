@@ -159,7 +159,6 @@ def test_url_globs_agree_with_a_simple_definition(path: list[str], pattern: list
 
     text = "/".join(path) + "/"
     regex = "".join(
-        "(?:[^/]+/)*" if part == "**" else part.replace("*", "[^/]*").replace("?", "[^/]") + "/"
-        for part in pattern
+        "(?:[^/]+/)*" if part == "**" else part.replace("*", "[^/]*").replace("?", "[^/]") + "/" for part in pattern
     )
     assert inputs._fits(path, pattern) == bool(re.fullmatch(regex, text))

@@ -13,9 +13,9 @@ from pipeline.read.containers import CorruptStream, Record, split_lines, without
 
 LIMIT = 1 << 20
 
-text = st.lists(
-    st.sampled_from([b"a", b"{}", b"\n", b"\r", b" ", b"\t", b"\x0b", b"\x1e", b"\xff", b"longer"])
-).map(b"".join)
+text = st.lists(st.sampled_from([b"a", b"{}", b"\n", b"\r", b" ", b"\t", b"\x0b", b"\x1e", b"\xff", b"longer"])).map(
+    b"".join
+)
 
 
 def chunked(data: bytes, size: int) -> Iterator[bytes]:

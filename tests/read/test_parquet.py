@@ -77,9 +77,7 @@ def test_text_that_is_not_utf8_is_quarantined_alone() -> None:
 
 
 def write(path: Path, rows: int, group: int) -> pa.Table:
-    table = pa.table(
-        {"question": [f"q{i}" * 20 for i in range(rows)], "answer": [f"a{i}" for i in range(rows)]}
-    )
+    table = pa.table({"question": [f"q{i}" * 20 for i in range(rows)], "answer": [f"a{i}" for i in range(rows)]})
     pq.write_table(
         table, path, row_group_size=group, compression="none", use_dictionary=False, write_page_checksum=True
     )

@@ -91,9 +91,7 @@ def test_messages_say_where() -> None:
 
 
 def test_unknown_format_names_the_known_ones() -> None:
-    with pytest.raises(
-        Rejected, match="known: harmony, openai, sharegpt, alpaca, prompt-completion"
-    ) as caught:
+    with pytest.raises(Rejected, match="known: harmony, openai, sharegpt, alpaca, prompt-completion") as caught:
         read_conversation(b'{"a": 1}', "unknown")
     assert caught.value.reason is Reason.UNKNOWN_FORMAT
 
@@ -116,14 +114,10 @@ def test_integers_are_exact() -> None:
 NAMES = """messages conversations role from content value text type tool_calls tool_call_id function id name
     arguments function_call channel recipient prompt completion instruction input output thinking refusal
     timestamp"""
-scalars = st.sampled_from(
-    [None, True, 3, -1.5, "", "user", "assistant", "tool", "human", "gpt", "<think>a</think>b"]
-)
+scalars = st.sampled_from([None, True, 3, -1.5, "", "user", "assistant", "tool", "human", "gpt", "<think>a</think>b"])
 json_like = st.recursive(
     scalars,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES.split()), inner, max_size=5)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES.split()), inner, max_size=5),
     max_leaves=25,
 )
 
