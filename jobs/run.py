@@ -17,8 +17,9 @@ from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
 from pipeline.location import redact
-from pipeline.read.cut import FileScan, cut_all, scan
+from pipeline.read.cut import cut_all
 from pipeline.read.inputs import InputFile
+from pipeline.read.scan import FileScan, scan
 from pipeline.recipe import Recipe
 from pipeline.store import commit, identity
 from pipeline.store.manifest import Input, Manifest, Shard

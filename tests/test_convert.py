@@ -21,8 +21,9 @@ from pipeline.errors import Reason
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
 from pipeline.plan.plan import Plan, decode
-from pipeline.read.cut import cut_all, records, scan
+from pipeline.read.cut import cut_all, records
 from pipeline.read.inputs import resolve_inputs
+from pipeline.read.scan import scan
 from pipeline.recipe import Recipe, load_recipe
 
 GOOD = [raw(chat(f"Question {i}? Really?", f"Answer {i}. Yes!")) for i in range(3)]

@@ -18,8 +18,9 @@ from pipeline.grid.tokens import Tokenizer
 from pipeline.look.cells import visible
 from pipeline.look.lines import grid_lines
 from pipeline.look.view import GridView, view
-from pipeline.read.cut import cuts, records, scan
+from pipeline.read.cut import cuts, records
 from pipeline.read.inputs import InputFile, resolve_inputs
+from pipeline.read.scan import peek
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Columns, Silence
 
@@ -84,7 +85,7 @@ def previews(files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, l
     for file in files:
         if left <= 0:
             return
-        for cut in cuts(file, scan(file, recipe.read), recipe.read, left):
+        for cut in cuts(file, peek(file, recipe.read), recipe.read, left):
             left -= cut.count
             found = list(records(cut, recipe.read))
             made = converter.convert(cut.file, cut.format, found)

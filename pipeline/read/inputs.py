@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -73,6 +74,18 @@ def open_input(location: str) -> BinaryIO:
         return Path(location).open("rb", buffering=0)
     except OSError as error:
         raise unreadable(location, error) from None
+
+
+@contextmanager
+def opened(location: str) -> Iterator[BinaryIO]:
+    """A file to read from, closed afterwards; what goes wrong while reading is a UserError too."""
+    stream = open_input(location)
+    try:
+        yield stream
+    except OSError as error:
+        raise unreadable(location, error) from None
+    finally:
+        stream.close()
 
 
 def unreadable(location: str, error: OSError) -> UserError:

@@ -18,8 +18,9 @@ from jobs.shard import Done, Setup, Task
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import load_tokenizer
-from pipeline.read.cut import cut_all, scan
+from pipeline.read.cut import cut_all
 from pipeline.read.inputs import resolve_inputs
+from pipeline.read.scan import scan
 from pipeline.recipe import load_recipe
 from pipeline.store.place import Place
 

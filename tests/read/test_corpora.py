@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.read.conversation import Conversation
-from pipeline.read.cut import cuts, records, scan
+from pipeline.read.cut import cuts, records
 from pipeline.read.inputs import resolve_inputs
 from pipeline.read.options import ReadOptions
 from pipeline.read.parse import read_conversation
+from pipeline.read.scan import scan
 
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from pipeline.errors import Reason, UserError
 from pipeline.read import cut as cutting
 from pipeline.read.containers import Record
-from pipeline.read.cut import Cut, cut_all, cuts, hash_file, records, scan
+from pipeline.read.cut import Cut, cut_all, cuts, records
 from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.read.options import ReadOptions
+from pipeline.read.scan import hash_file, scan
 
 ROWS = [{"question": f"q{i}" * (i % 7), "answer": str(i)} for i in range(100)]
 RAW = [msgspec.json.encode(row) for row in ROWS]

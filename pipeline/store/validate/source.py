@@ -15,9 +15,10 @@ from pipeline.plan.route import route
 from pipeline.plan.turns import turn_starts
 from pipeline.read.containers import Record
 from pipeline.read.conversation import Part
-from pipeline.read.cut import Cut, cuts, records, scan
+from pipeline.read.cut import Cut, cuts, records
 from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.read.parse import read_conversation
+from pipeline.read.scan import scan
 from pipeline.recipe import Recipe
 from pipeline.store.format import MANIFEST
 from pipeline.store.manifest import Input, Manifest, Shard
