@@ -51,7 +51,10 @@ def texts(max_pieces: int = 6) -> st.SearchStrategy[str]:
 
 @st.composite
 def conversations(draw: st.DrawFn, tools: bool = True, text: st.SearchStrategy[str] = _SHORT) -> list[Part]:
-    """The parts of a conversation: turns of user text, thoughts, answers, and parallel calls with their results."""
+    """The parts of a conversation: turns of user text, thoughts, answers, and parallel calls with their results.
+
+    Now and then of an odd shape: system text in the middle, a user who interrupts, results that come one by one.
+    """
     parts: list[Part] = []
     clock = 0.0
 
@@ -69,13 +72,15 @@ def conversations(draw: st.DrawFn, tools: bool = True, text: st.SearchStrategy[s
     for _ in range(draw(st.integers(1, 3))):
         for _ in range(draw(st.integers(1, 2))):
             add("user")
-        for step in draw(st.lists(st.sampled_from(steps), min_size=1, max_size=3)):
+        for step in draw(st.lists(st.sampled_from([*steps, *steps, "system", "user"]), min_size=1, max_size=4)):
             if step != "tools":
                 add(step)
                 continue
             calls = [add("call", tool=draw(st.sampled_from("abc"))) for _ in range(draw(st.integers(1, 4)))]
             for call in draw(st.permutations(calls))[draw(st.integers(0, 1)) :]:
                 add("result", call)
+                if draw(st.integers(0, 5)) == 0:  # the model speaks before all results are there
+                    add(draw(st.sampled_from(["think", "answer"])))
     return parts
 
 

@@ -1,6 +1,8 @@
 """The order that every rule-based planner shares: the default edges of DESIGN §3.
 
-Parts are taken one after another. A *block* is a run of parts that the world wrote (input) or that the model wrote.
+Nothing that the model writes comes before what it could have reacted to: a thought waits for every input before it, a call
+or an answer for the thought before it and for every input since. An edge is left out where an earlier part of the same
+stream has it already, for a stream keeps its own order.
 """
 
 from __future__ import annotations
@@ -13,40 +15,48 @@ from pipeline.read.conversation import INPUT_ROLES, Part
 
 
 class Edges:
-    """Builds the segments of one conversation and keeps what later parts have to wait for."""
+    """Builds the segments of one conversation, part by part, and keeps what later parts have to wait for."""
 
     def __init__(self, layout: Layout) -> None:
         self.segments: list[Segment] = []
         self._spoken = {stream.name for stream in layout.streams if stream.kind == "output"}
-        #: The last segment of the recorded system parts so far.
-        self.system: list[int] = []
-        #: The last segments of the input parts of the newest input block: what the model has to wait for.
-        self.awaited: list[int] = []
-        #: The last segment of the newest think part since the newest input block.
-        self.thought: list[int] = []
+        #: Stream and last segment of every input part so far.
+        self._heard: list[tuple[str, int]] = []
+        #: Last segment of the newest system part.
+        self._system: list[int] = []
+        #: Last segment of the newest think part, and how many input parts it has waited for.
+        self._thought = (-1, 0)
+        #: For a stream that the model writes: the newest think part and how many input parts it has waited for.
+        self._waited: dict[str, tuple[int, int]] = {}
         #: The last segments of the streams that the model writes for the world.
-        self.said: dict[str, int] = {}
+        self._said: dict[str, int] = {}
         #: For every part that has been added, its last segment.
-        self.last_of_part: dict[int, int] = {}
-        self._input_block = False
+        self._last_of_part: dict[int, int] = {}
 
-    def take(self, part: Part) -> tuple[Dependency, ...]:
-        """Take the next part: what it waits for by default; for a result, its call."""
+    def waits(self, part: Part, stream: str) -> tuple[Dependency, ...]:
+        """What ``part``, which comes next in ``stream``, waits for by default; for a result that is its call."""
         role = part.role
-        is_input = role in INPUT_ROLES
-        if is_input and not self._input_block:
-            self.awaited = []
-            self.thought = []
-        self._input_block = is_input
         if role == "result":
-            return ((self.last_of_part[part.reply_to], None),) if part.reply_to >= 0 else ()
-        if role == "system" or role == "user":
-            waits = [*self.system[-1:], *self.said.values()] if role == "user" else [*self.said.values()]
-        elif role == "think":
-            waits = self.awaited
+            return ((self._last_of_part[part.reply_to], None),) if part.reply_to >= 0 else ()
+        if role == "user":
+            waits = [*self._system, *self._said.values()]
+        elif role == "system":
+            waits = [*self._newest_inputs(0, stream), *self._said.values()]
         else:
-            waits = self.thought or self.awaited
+            thought, heard = self._waited.get(stream, (-1, 0))
+            waits = []
+            if role != "think":
+                if self._thought[0] > thought:
+                    waits.append(self._thought[0])
+                heard = max(heard, self._thought[1])
+            waits += self._newest_inputs(heard, stream)
         return tuple([(d, None) for d in waits])
+
+    def _newest_inputs(self, heard: int, stream: str) -> list[int]:
+        """The last segment of every other stream among the input parts from number ``heard`` on."""
+        newest = dict(self._heard[heard:])
+        newest.pop(stream, None)
+        return list(newest.values())
 
     def add(
         self,
@@ -56,8 +66,12 @@ class Edges:
         ends: Sequence[int],
         after: Sequence[tuple[Dependency, ...]],
         lag: int = 0,
+        paced: bool = False,
     ) -> range:
-        """Add the segments of a part that is cut at ``ends`` (code points); ``after[i]`` are the edges of the i-th."""
+        """Add the segments of a part that is cut at ``ends`` (code points); ``after[i]`` are the edges of the i-th.
+
+        ``paced``: they are not the default edges, so later parts of the stream cannot rely on them.
+        """
         segments = self.segments
         first = len(segments)
         begin = 0
@@ -65,16 +79,19 @@ class Edges:
             segments.append(Segment(stream, index, begin, end, None, edges, lag))
             begin = end
         last = len(segments) - 1
-        self.last_of_part[index] = last
+        self._last_of_part[index] = last
         role = part.role
-        if role == "think":
-            self.thought = [last]
-        elif role in INPUT_ROLES:
-            self.awaited.append(last)
+        if role in INPUT_ROLES:
+            self._heard.append((stream, last))
             if role == "system":
-                self.system.append(last)
+                self._system = [last]
+        elif role == "think":
+            self._thought = (last, len(self._heard))
+            self._waited[stream] = self._thought
+        elif not paced:
+            self._waited[stream] = (self._thought[0], len(self._heard))
         if stream in self._spoken:
-            self.said[stream] = last
+            self._said[stream] = last
         return range(first, last + 1)
 
 

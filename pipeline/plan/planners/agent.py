@@ -52,9 +52,10 @@ class Planner:
         newest: dict[str, int] = {}  # the last segment of the newest result in every lane
         for index in _in_queue_order(parts, queue):
             part = parts[index]
-            after = edges.take(part)
+            stream = self._layout.roles[part.role]
+            after = edges.waits(part, stream)
             if part.role != "result":
-                edges.add(part, index, self._layout.roles[part.role], [len(part.text)], [after])
+                edges.add(part, index, stream, [len(part.text)], [after])
                 continue
             lane = self._lanes[queue.get(part.reply_to, (0, 0))[1] % len(self._lanes)]
             if lane in newest:

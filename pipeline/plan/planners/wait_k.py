@@ -45,22 +45,23 @@ class Planner:
         edges = Edges(self._layout)
         pace = _Pace(self._k, self._by_sentence)
         for index, part in enumerate(parts):
-            after = edges.take(part)
             role = part.role
-            size = len(part.text)
+            stream = self._stream[role]
+            after = edges.waits(part, stream)
+            ends = [len(part.text)]
             if role == "user" or role == "system":
-                ends = sentences(part.text) if self._by_sentence else [size]
-                ends = ends or [0]
-                added = edges.add(part, index, self._stream[role], ends, [after] + [()] * (len(ends) - 1))
+                if self._by_sentence:
+                    ends = sentences(part.text) or ends
+                added = edges.add(part, index, stream, ends, [after] + [()] * (len(ends) - 1))
                 pace.read(role, added, after)
             elif role == "answer" and pace.open:
-                ends = sentences(part.text) if self._by_sentence else [size]
-                first = tuple([(d, None) for d in edges.thought])
-                edges.add(part, index, self._stream[role], ends or [0], pace.follow(len(ends) or 1, first))
+                if self._by_sentence:
+                    ends = sentences(part.text) or ends
+                edges.add(part, index, stream, ends, pace.follow(len(ends), after), paced=self._k != "full")
             else:
                 if role == "result":
                     pace.close()
-                edges.add(part, index, self._stream[role], [size], [after])
+                edges.add(part, index, stream, ends, [after])
         return edges.segments
 
 
@@ -93,30 +94,32 @@ class _Pace:
             units.clear()  # tokens are counted from the last part
         units.extend(segments)
 
-    def follow(self, count: int, first: tuple[Dependency, ...]) -> list[tuple[Dependency, ...]]:
-        """The edges of the next ``count`` answer units; the first of them also waits for ``first``."""
+    def follow(self, count: int, default: tuple[Dependency, ...]) -> list[tuple[Dependency, ...]]:
+        """The edges of the next ``count`` answer units: their distance to the input units instead of waiting for those
+        in full, and what else ``default`` says (a thought, an earlier result).
+        """
         edges: list[tuple[Dependency, ...]] = [()] * count
         role = "user" if self._units["user"] else "system"
         units, followed, k = self._units[role], self._followed, self._k
         last = len(units) - 1
         if k == "full":
-            if not followed:
-                edges[0] = ((units[last], None),)
-        elif not self._by_sentence:
+            edges[0] = default
+            return edges
+        if not self._by_sentence:
             if not followed:
                 edges[0] = ((units[last], int(k)),)
         else:
-            # Unit t waits for unit min(k + t - 1, last), both from 1. The stream's own order carries an edge to the
-            # units after it, so an edge is written only where it waits for something new.
-            for t in range(followed, min(followed + count, max(last + 2 - int(k), followed + 1))):
+            # Unit t (here from 0) waits for unit min(k + t - 1, last). The stream's own order carries an edge on to the
+            # units behind it, so none is written for a unit that would wait for the last input unit once more.
+            new = max(last + 1 - int(k), followed) + 1
+            for t in range(followed, min(followed + count, new)):
                 waits = min(int(k) + t - 1, last)
                 if waits >= 0:
                     edges[t - followed] = ((units[waits], None),)
             if int(k) == 0 and not followed:
-                edges[0] = self._after[
-                    role
-                ]  # it waits for nothing of the turn, only for what the turn itself waits for
+                # It waits for nothing of the turn, only for what the turn itself waits for.
+                edges[0] = self._after[role]
         self._followed += count
-        if first:
-            edges[0] = (*edges[0], *first)
+        paced = {*self._units["user"], *self._units["system"]}
+        edges[0] += tuple([edge for edge in default if edge[0] not in paced and edge not in edges[0]])
         return edges
