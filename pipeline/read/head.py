@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from pipeline.errors import Rejected
 from pipeline.read.containers import Record
+from pipeline.read.decode import decode
 from pipeline.read.formats import DETECT_RECORDS, UNKNOWN, detect
-from pipeline.read.parse import decode
 
 #: A format is detected from records within these bounds, so that a file of garbage is not held in memory.
 HEAD_RECORDS = 1024

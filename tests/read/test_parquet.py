@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import Reason, Rejected
 from pipeline.read.containers.parquet import encode_rows, open_parquet, read_rows
-from pipeline.read.parse import decode
+from pipeline.read.decode import decode
 
 LIMIT = 1 << 20
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason, Rejected
+from pipeline.read.decode import MAX_DEPTH, decode
 from pipeline.read.formats import FORMATS
-from pipeline.read.parse import MAX_DEPTH, decode, read_conversation
+from pipeline.read.parse import read_conversation
 
 USER = '{"role": "user", "content": "hi"}'
 
@@ -81,6 +82,20 @@ def reason(raw: bytes | str, format: str = "openai", field: str | None = None) -
 )
 def test_reasons(raw: bytes | str, expected: Reason) -> None:
     assert reason(raw) is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"from": ["human"], "value": "hi"}, Reason.UNKNOWN_ROLE),
+        ({"from": {}, "value": "hi"}, Reason.UNKNOWN_ROLE),
+        ({"from": "function_call", "value": "f()"}, Reason.UNSUPPORTED_CONTENT),
+        ({"from": "function_call", "value": "[" * 300 + "]" * 300}, Reason.UNSUPPORTED_CONTENT),
+        ({"from": "function_call", "value": '{"name":"f","arguments":' + "9" * 5000 + "}"}, Reason.UNSUPPORTED_CONTENT),
+    ],
+)
+def test_sharegpt_reasons(message: dict[str, object], expected: Reason) -> None:
+    assert reason(json.dumps({"conversations": [message]}), "sharegpt") is expected
 
 
 def test_messages_say_where() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from pipeline.errors import Reason, Rejected
 from pipeline.read.conversation import Conversation
+from pipeline.read.decode import decode
 from pipeline.read.formats.build import Builder
 from pipeline.read.formats.fields import (
     add_system,
@@ -19,9 +18,10 @@ from pipeline.read.formats.fields import (
     text_of,
 )
 
-_USER = frozenset({"human", "user"})
-_ANSWER = frozenset({"gpt", "assistant", "chatgpt", "bing", "bard"})
-_RESULT = frozenset({"observation", "tool"})
+# Tuples: a role that is no string, a list say, is in none of them; a set would raise.
+_USER = ("human", "user")
+_ANSWER = ("gpt", "assistant", "chatgpt", "bing", "bard")
+_RESULT = ("observation", "tool")
 KNOWN_ROLES = "human, user, gpt, assistant, chatgpt, bing, bard, system, function_call, observation, tool"
 
 
@@ -63,10 +63,10 @@ def _add_calls(builder: Builder, value: Any, number: int, seconds: float | None)
     """A call, or a list of calls, written as JSON in the value."""
     if isinstance(value, str):
         try:
-            value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+            value = decode(value.encode())
+        except Rejected as error:
             raise Rejected(
-                Reason.UNSUPPORTED_CONTENT, f"message {number}: the function call is not JSON: {error}"
+                Reason.UNSUPPORTED_CONTENT, f"message {number}: the function call is not JSON: {error.message}"
             ) from None
     for call in value if isinstance(value, list) else [value]:
         if not isinstance(call, dict):
