@@ -18,8 +18,8 @@ from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
 from pipeline.location import redact
 from pipeline.read.cut import cut_all
-from pipeline.read.inputs import InputFile
-from pipeline.read.scan import FileScan, scan
+from pipeline.read.inputs import InputFile, Stamp, stamp
+from pipeline.read.scan import FileScan, hash_file, scan
 from pipeline.recipe import Recipe
 from pipeline.store import commit, identity
 from pipeline.store.manifest import Input, Manifest, Shard
@@ -71,20 +71,23 @@ def run(options: RunOptions, progress: Progress) -> Summary:
     if plans is not None and plans.place.path() == out.path():
         raise UserError(f"--plans {plans.place}: is --out too; a dataset cannot be made from its own plans")
     with out.lock():
+        stamps = [stamp(file.location) for file in files]
         scans = _scan(files, recipe, progress)
         plans_fingerprint = plans.fingerprint if plans else None
         hashes = [(file.name, scanned.sha256) for file, scanned in zip(files, scans, strict=True)]
         wanted = identity.identity(recipe, tokenizer, hashes, plans_fingerprint)
         before = None if options.fresh else commit.open_manifest(out)
-        if before is not None and options.again is not None and identity.identity_of(before) == wanted:
-            commit.reopen(out, before, options.again(before))
-        elif before is not None and identity.identity_of(before) == wanted:
-            commit.tidy(out)
-            return Summary(before, options.out, time.time() - started, 0, 0)
+        if before is not None and identity.identity_of(before) == wanted:
+            again = options.again(before) if options.again is not None else commit.damaged(out, before)
+            if again is None:
+                commit.tidy(out)
+                return Summary(before, options.out, time.time() - started, 0, 0)
+            commit.reopen(out, before, again)
         commit.begin(out, wanted, options.fresh)
         done = commit.finished(out)
         setup = Setup(recipe, tokenizer, ids, out, plans)
         shards, records, lost = _convert(options, setup, files, scans, done, progress)
+        _check_unchanged(files, stamps, scans)
         if not shards:
             raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
         made = identity.build_manifest(
@@ -103,6 +106,15 @@ def run(options: RunOptions, progress: Progress) -> Summary:
 def _scan(files: Sequence[InputFile], recipe: Recipe, progress: Progress) -> list[FileScan]:
     progress.begin_scan(sum(file.size for file in files), len(files))
     return [scan(file, recipe.read, progress.scanned) for file in files]
+
+
+def _check_unchanged(files: Sequence[InputFile], stamps: Sequence[Stamp], scans: Sequence[FileScan]) -> None:
+    """An input that was rewritten while it was read has lent its old hash to new text."""
+    for file, before, scanned in zip(files, stamps, scans, strict=True):
+        if stamp(file.location) != before and hash_file(file) != scanned.sha256:
+            raise UserError(
+                f"{file.name}: changed while it was read, so nothing made of it holds; run again with --fresh"
+            )
 
 
 def _open_plans(location: str | None) -> StoredPlans | None:

@@ -24,7 +24,7 @@ from pipeline.grid.ids import TokenIds
 from pipeline.grid.schedule import schedule
 from pipeline.grid.spans import Spans, build_spans
 from pipeline.grid.tokens import Tokenizer
-from pipeline.grid.windows import Window, split
+from pipeline.grid.windows import Window, split, truncation_key
 from pipeline.plan.edges import streams_for
 from pipeline.plan.plan import Plan, Segment, check_plan
 from pipeline.plan.planners import build_planner
@@ -245,7 +245,7 @@ class ShardConverter:
         first = next(windows)
         turns = turn_starts(draft.parts)
         kept = sum(start < first.end_part for start in turns)
-        return [first], {"truncated": {"turns_kept": kept, "turns": len(turns), "rows": rows}}
+        return [first], {truncation_key(draft.meta): {"turns_kept": kept, "turns": len(turns), "rows": rows}}
 
     def _spans(self, tokenized: TokenizedPlans, starts: Sequence[int], grids: Sequence[_Grid]) -> Spans:
         offsets = tokenized.offsets

@@ -42,6 +42,8 @@ def expand(document: Mapping[str, Any], where: str, lanes: int | None = None) ->
             if written:
                 raise UserError(f"{where}: stream '{entry['name']}': a clock is written by the world: kind: input")
             common["clock"] = Clock(**entry["clock"])
+        if common["loss"] and not written:
+            raise UserError(f"{where}: stream '{entry['name']}': the world writes it, so its loss is 0; leave loss out")
         count = entry.get("lanes")
         if lanes is not None and entry["name"] == results:
             count = lanes

@@ -93,6 +93,8 @@ def _adjusted(
         _set(adjusted, key, value, f"--set {setting}")
     for key, value in (overrides or {}).items():
         _set(adjusted, key, value, key)
+    if adjusted != document:
+        where += " as set on the command line"
     schema.check("recipe", adjusted, where)
     return expand(adjusted, where, base)
 
@@ -104,7 +106,7 @@ def expand(document: Mapping[str, Any], where: str, base: Path | None = None) ->
     shard = document.get("shard", {})
     formats = ["auto", *FORMATS]
     if read.get("format", "auto") not in formats:
-        raise UserError(f"format '{read['format']}' is not known ({where}); known are {', '.join(formats)}")
+        raise UserError(f"{where}: read.format (--format): '{read['format']}' is not one of {', '.join(formats)}")
     return Recipe(
         name=document["name"],
         description=document.get("description", ""),

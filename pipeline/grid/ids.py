@@ -30,6 +30,9 @@ def token_ids(layout: Layout, tokenizer: Tokenizer) -> TokenIds:
         silence, new = new, new + 1
     else:
         silence = tokenizer.token_id(layout.silence, f"layout {layout.name}: silence")
+    for name, tick in ticks.items():
+        if tick == silence:
+            raise UserError(f"layout {layout.name}: clock of '{name}': its tick is the token that stands for silence")
     if not any(stream.end for stream in layout.streams):
         return TokenIds(silence, None, ticks)
     if layout.end is None:
@@ -40,4 +43,6 @@ def token_ids(layout: Layout, tokenizer: Tokenizer) -> TokenIds:
             f"layout {layout.name}: end: '{layout.end}' is an ordinary token of tokenizer '{tokenizer.name}', which "
             f"content can hold; give a control token, or null for a new token id"
         )
+    if end == silence:
+        raise UserError(f"layout {layout.name}: end: '{layout.end}' stands for silence already; give another token")
     return TokenIds(silence, end, ticks)

@@ -112,8 +112,9 @@ class Tokenizer:
 
     def token_id(self, text: str, what: str) -> int:
         """The id of a control token, or of a text that is one token. ``what`` names the option for the error."""
-        if text in self.vocabulary:
-            return int(self.vocabulary[text])
+        control = self._tokenizer.token_to_id(text)
+        if control in self.control_ids:
+            return int(control)
         ids, _ = self.encode([text])
         if len(ids) != 1:
             raise UserError(

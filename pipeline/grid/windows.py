@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.errors import Reason, Rejected
 from pipeline.plan.plan import Segment
@@ -22,6 +22,14 @@ class Window(NamedTuple):
     end_part: int
     #: The row of the conversation that is its row 0.
     first_row: int
+
+
+def truncation_key(meta: Mapping[str, Any]) -> str:
+    """Where ``meta`` has room to say that a conversation was cut short: what the corpus said there stays."""
+    key = "truncated"
+    while key in meta:
+        key = f"_{key}"
+    return key
 
 
 def split(

@@ -76,6 +76,23 @@ def open_input(location: str) -> BinaryIO:
         raise unreadable(location, error) from None
 
 
+#: Size and time of the last change, in nanoseconds: another stamp may be another file.
+Stamp = tuple[int, int]
+
+
+def stamp(location: str) -> Stamp:
+    """The stamp of a file. Raises UserError naming it."""
+    try:
+        if not is_url(location):
+            found = Path(location).stat()
+            return found.st_size, found.st_mtime_ns
+        filesystem, path = _filesystem(location)
+        info = filesystem.get_file_info(path)
+        return info.size or 0, info.mtime_ns or 0
+    except OSError as error:
+        raise unreadable(location, error) from None
+
+
 @contextmanager
 def opened(location: str) -> Iterator[BinaryIO]:
     """A file to read from, closed afterwards; what goes wrong while reading is a UserError too."""

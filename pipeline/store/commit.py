@@ -15,7 +15,7 @@ import msgspec
 from pipeline.errors import UserError
 from pipeline.store import manifest
 from pipeline.store.format import MANIFEST, RUN, TOKENIZER, WORK
-from pipeline.store.identity import differences, identity_of
+from pipeline.store.identity import differences, identity_of, software
 from pipeline.store.manifest import Manifest, Shard
 from pipeline.store.place import Place
 
@@ -29,9 +29,16 @@ _OWN = re.compile(
 )
 
 
+class _Commit(msgspec.Struct, frozen=True):
+    """A finished shard and the versions of what made it: shards of different makes are not mixed."""
+
+    shard: Shard
+    software: dict[str, str]
+
+
 def write(out: Place, number: int, shard: Shard) -> None:
     """Commit a shard whose files are all in place."""
-    out.put(_path(number), msgspec.json.encode(shard))
+    out.put(_path(number), msgspec.json.encode(_Commit(shard, software())))
 
 
 def _path(number: int) -> str:
@@ -41,14 +48,25 @@ def _path(number: int) -> str:
 def finished(out: Place) -> dict[int, Shard]:
     """The shards that are done, their files' hashes checked. What does not hold is converted again."""
     done: dict[int, Shard] = {}
+    versions = software()
     for name in out.names(f"{WORK}/commits"):
         try:
-            shard = msgspec.json.decode(out.get(name) or b"", type=Shard)
+            found = msgspec.json.decode(out.get(name) or b"", type=_Commit)
         except msgspec.DecodeError:
             continue  # a commit that cannot be read commits nothing
-        if all(out.sha256(path) == digest for path, digest in shard.files()):
-            done[int(name.removesuffix(".json").rpartition("-")[2])] = shard
+        if found.software == versions and _is_whole(out, found.shard):
+            done[int(name.removesuffix(".json").rpartition("-")[2])] = found.shard
     return done
+
+
+def _is_whole(out: Place, shard: Shard) -> bool:
+    return all(out.sha256(path) == digest for path, digest in shard.files())
+
+
+def damaged(out: Place, made: Manifest) -> set[int] | None:
+    """The shards of a finished dataset whose files are not what the manifest says; None where nothing is wrong."""
+    wrong = {number for number, shard in enumerate(made.shards) if not _is_whole(out, shard)}
+    return wrong if wrong or out.sha256(TOKENIZER) != made.tokenizer.sha256 else None
 
 
 def open_manifest(out: Place) -> Manifest | None:
@@ -114,10 +132,13 @@ def _clear(out: Place) -> None:
 
 
 def reopen(out: Place, before: Manifest, again: set[int]) -> None:
-    """Turn a finished dataset back into an unfinished run in which the shards ``again`` are missing."""
+    """Turn a finished dataset back into an unfinished run in which the shards ``again`` are missing.
+
+    All of them are, where other versions of the software made them.
+    """
     _identify(out, identity_of(before))
     for number, shard in enumerate(before.shards):
-        if number not in again:
+        if number not in again and before.software == software():
             write(out, number, shard)
     out.delete(MANIFEST)
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from functools import reduce
 from importlib.metadata import version
 from operator import add
 from typing import Any
 
+from pipeline import __version__
 from pipeline.grid.ids import TokenIds
 from pipeline.grid.tokens import Tokenizer
 from pipeline.recipe import Recipe
@@ -102,5 +104,12 @@ def build_manifest(
         shards=list(shards),
         counts=counts,
         quarantine_reasons=counts.quarantine_reasons,
-        software={name: version(name) for name in ("numpy", "pyarrow", "tokenizers", "zstandard")},
+        software=software(),
     )
+
+
+def software() -> dict[str, str]:
+    """The versions of everything that the bytes depend on."""
+    libraries = ("msgspec", "numpy", "pyarrow", "tokenizers", "zstandard")
+    major, minor, _ = platform.python_version_tuple()  # a minor version has its own Unicode tables
+    return {"pipeline": __version__, "python": f"{major}.{minor}"} | {name: version(name) for name in libraries}

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -33,7 +34,7 @@ class Place:
         self.local = "://" not in location or location.startswith("file://")
         try:
             if self.local:
-                path = location.removeprefix("file://")
+                path = unquote(location.removeprefix("file://")) if location.startswith("file://") else location
                 self._fs: Any = pafs.LocalFileSystem()
                 self._root = str(Path(path).expanduser().absolute())
             else:

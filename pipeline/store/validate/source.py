@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from pipeline.errors import Reason, Rejected, UserError
+from pipeline.grid.windows import truncation_key
 from pipeline.location import redact
 from pipeline.plan.route import route
 from pipeline.plan.turns import turn_starts
@@ -215,7 +216,8 @@ def _compare_record(
     notes: dict[str, Any] = {}
     if taken < len(parts):
         if view.context.recipe.rows.long == "truncate":
-            said = msgspec.json.decode(stored).get("truncated")
+            key = truncation_key(meta)
+            said = msgspec.json.decode(stored).get(key)
             turns = turn_starts(parts)
             kept = sum(start < taken for start in turns)
             if not isinstance(said, dict) or (said.get("turns_kept"), said.get("turns")) != (
@@ -230,7 +232,7 @@ def _compare_record(
                     f"{kept} of {len(turns)} turns",
                     said,
                 )
-            notes = {"truncated": said}
+            notes = {key: said}
         else:
             findings.add(Code.SOURCE_PARTS, view.file, view.ids[grid], expected=f"{len(parts)} parts", found=f"{taken}")
     wanted = msgspec.json.encode(meta | notes).decode()
