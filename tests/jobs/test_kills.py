@@ -115,17 +115,29 @@ def _make(run: list[str], out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_driver_killed_at_random(large: Made, tmp_path: Path, seed: int) -> None:
-    """Three kills, each of the run that goes on after the last, at any time from the start of the program on."""
+    """Three kills, each of the run that goes on after the last: one while it starts or soon after, two at work."""
     chance = random.Random(seed)
-    command = [*large.options, "--out", str(tmp_path / "out"), "--ray", "off"]
-    for _ in range(3):
+    out = tmp_path / "out"
+    command = [*large.options, "--out", str(out), "--ray", "off"]
+    shards = sum(name.startswith("data/") for name in large.contents)
+    halfway = 0
+    for more in chance.sample([0, chance.randint(1, 15), chance.randint(1, 15)], 3):
+        before = len(_commits(out))
         process = start(command)
-        time.sleep(chance.uniform(0.3, 1.6))
+        if more:
+            _wait_for(lambda: len(_commits(out)) >= before + more, process)  # noqa: B023 -- used at once
+            time.sleep(chance.uniform(0, 0.1))  # anywhere in a shard, or two
+        else:
+            time.sleep(chance.uniform(0, 1))
+        alive = process.poll() is None
         process.kill()
-        process.communicate()
+        output, _ = process.communicate()
+        assert alive and process.returncode == -signal.SIGKILL, f"it had ended before it could be killed: {output}"
+        halfway += 0 < len(_commits(out)) < shards
+    assert halfway >= 2
     ran = pipeline(*command)
     assert ran.code == 0, ran.output
-    assert_same(tmp_path / "out", large.contents)
+    assert_same(out, large.contents)
 
 
 @pytest.mark.ray
