@@ -8,7 +8,7 @@ import pytest
 from running import Made, assert_same, contents, pipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline import convert
+from pipeline import convert, open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,17 @@ def test_shards_may_be_cut_otherwise(small: Made, planned: Path, tmp_path: Path)
 
 
 def test_records_without_a_plan_are_quarantined(small: Made, planned: Path, tmp_path: Path) -> None:
-    """The dataset with the plans has only the first fifty records."""
+    """The dataset with the plans has only the first fifty records; those that it lacks are named, and no others."""
     short = tmp_path / "short"
     assert pipeline(*small.options, "--limit", "50", "--out", short, "--ray", "off").code == 0
     ran = pipeline(*small.options, "--out", tmp_path / "out", "--plans", short, "--ray", "off")
-    assert ran.code == 0 and "70 quarantined" not in ran.output
-    assert "plan_invalid" in ran.output
+    assert ran.code == 0, ran.output
+    every, some, made = (open_dataset(path).manifest for path in (planned, short, tmp_path / "out"))
+    unplanned = every.counts.converted - some.counts.converted
+    assert unplanned > 0 and made.quarantine_reasons == {**every.quarantine_reasons, "plan_invalid": unplanned}
+    assert made.counts.converted == some.counts.converted
+    assert made.counts.quarantined == every.counts.quarantined + unplanned
+    assert f"{unplanned} plan_invalid" in ran.output
 
 
 def test_other_plans_are_another_run(small: Made, planned: Path, tmp_path: Path) -> None:
