@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,9 @@ def main(command: click.Command | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone, as in `pipeline show | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        click.echo(f"Error: {error.filename or 'output'}: {error.strerror or error}", err=True)
+        sys.exit(2)
     sys.exit(0)
 
 
@@ -90,7 +94,7 @@ def _conversion_options(command: Command) -> Command:
     help="off: in this process; local: start Ray here; auto: a running cluster, else what is fastest here.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
-@click.option("--fresh", is_flag=True, help="Start over, whatever is in --out.")
+@click.option("--fresh", is_flag=True, help="Start over: delete what earlier runs left in --out.")
 @click.pass_context
 def convert(
     context: click.Context,
@@ -318,7 +322,8 @@ def _page(lines: Callable[[int], Iterator[Text]], no_pager: bool) -> None:
     console = _console()
     text = as_strings(lines(console.width), console)
     if console.is_terminal and not no_pager:
-        click.echo_via_pager(text, color=True)
+        os.environ.setdefault("LESS", "-FRX")  # colours as colours; no pager for what fits on the screen
+        click.echo_via_pager(text)  # click knows which pagers take colours
     else:
         for line in text:
             click.echo(line, nl=False, color=True)

@@ -93,8 +93,8 @@ def _adjusted(
         _set(adjusted, key, value, f"--set {setting}")
     for key, value in (overrides or {}).items():
         _set(adjusted, key, value, key)
-    if adjusted != document:
-        where += " as set on the command line"
+    if settings:
+        where = f"recipe {document['name']}, " + " ".join(f"--set {setting}" for setting in settings)
     schema.check("recipe", adjusted, where)
     return expand(adjusted, where, base)
 

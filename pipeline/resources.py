@@ -36,4 +36,7 @@ def find_yaml(kind: str, given: str, base: Path | None = None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
+    if given.endswith((".yaml", ".yml")) or "/" in given:
+        looked = " or ".join(dict.fromkeys(str(path.parent) for path in candidates))
+        raise UserError(f"{given}: no such file in {looked}; shipped {kind} are {', '.join(known)}")
     raise UserError(f"no {kind[:-1]} named '{given}': shipped are {', '.join(known)}; or give the path of a YAML file")

@@ -6,6 +6,7 @@ schema in ``schemas/``. Validation is done by the ``jsonschema-rs`` library.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -62,11 +63,15 @@ def _in_words(kind: str, error: Any) -> str:
     rule: Any = load(kind)
     for step in error.schema_path[:-1]:
         rule = rule[step]
+    fault, hint = error.message, rule.get("description", "") if isinstance(rule, dict) else ""
     if error.kind.name == "additionalProperties":
-        hint = "known keys: " + ", ".join(rule["properties"])
-    else:
-        hint = rule.get("description", "") if isinstance(rule, dict) else ""
-    return f"{key_path(error.instance_path)}: {error.message}" + (f" ({hint})" if hint else "")
+        known = list(rule["properties"])
+        near = [n for key in error.kind.unexpected for n in difflib.get_close_matches(key, known, 1)]
+        fault = f"unknown key {', '.join(error.kind.unexpected)}"
+        hint = (f"did you mean {', '.join(near)}? " if near else "") + "known keys: " + (", ".join(known) or "none")
+    elif error.kind.name in ("anyOf", "oneOf"):
+        fault = f"{json.dumps(error.instance, ensure_ascii=False)} does not fit"
+    return f"{key_path(error.instance_path)}: {fault}" + (f" ({hint})" if hint else "")
 
 
 def key_path(path: Sequence[str | int]) -> str:

@@ -11,6 +11,7 @@ import msgspec
 
 from pipeline.errors import UserError
 from pipeline.store.dataset import Dataset
+from pipeline.store.format import MANIFEST
 
 ROWS_JSONL = "dataset.jsonl"
 
@@ -29,6 +30,8 @@ def export_rows_jsonl(dataset: Dataset, out_dir: str, progress: Callable[[int], 
         raise UserError(f"--out {out_dir}: rows-jsonl is written to a local directory; copy it from there")
     folder = Path(out_dir).expanduser()
     target = folder / ROWS_JSONL
+    if (folder / MANIFEST).exists():
+        raise UserError(f"--out {out_dir}: holds a dataset; give a directory of its own")
     if target.exists():
         raise UserError(f"{target}: exists already; delete it, or give another directory with --out")
     try:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import Reason
 from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
 
@@ -60,6 +61,10 @@ def render(ran: Ran, console: Console) -> None:
         examples = _examples(ran)
         for reason, count in reasons:
             table.add_row("", f"[yellow]{count:,} {reason}[/]")
+            if reason == Reason.CORRUPT_FILE:
+                table.add_row(
+                    "", Text("  the rest of the file is lost from there on, however many records it held", "bold red")
+                )
             if reason in examples:
                 table.add_row("", Text(f"  e.g. {examples[reason]}", style="dim"))
     for role, count in counts.dropped_parts.items():

@@ -155,6 +155,9 @@ def _walk(root: Path) -> Iterator[InputFile]:
         if real in seen:
             continue
         seen.add(real)
+        if "dataset.json" in files and "data" in folders:  # grids that some run made, not a corpus
+            folders[:] = []
+            continue
         for file in files:
             path = Path(folder, file)
             if _wanted(file):

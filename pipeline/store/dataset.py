@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -77,23 +78,26 @@ class Columns:
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
+    def _list(self, name: str) -> list[Any]:
+        if name not in self._table.column_names:
+            raise UserError(f"the column '{name}' was not read: columns() reads spans alone; use Dataset.shard(number)")
+        values: list[Any] = self._table[name].to_pylist()
+        return values
+
     @cached_property
     def ids(self) -> list[str]:
         """The id of every grid."""
-        ids: list[str] = self._table["id"].to_pylist()
-        return ids
+        return self._list("id")
 
     @cached_property
     def meta(self) -> list[str]:
         """What the corpus said of every conversation, as JSON text."""
-        meta: list[str] = self._table["meta"].to_pylist()
-        return meta
+        return self._list("meta")
 
     @cached_property
     def source(self) -> list[dict[str, Any]]:
         """File, record and hash of every grid's raw record."""
-        source: list[dict[str, Any]] = self._table["source"].to_pylist()
-        return source
+        return self._list("source")
 
     @cached_property
     def spans(self) -> Spans:
@@ -278,10 +282,9 @@ class Dataset:
         if data is None:
             raise UserError(f"{self.place.path(TOKENIZER)}: missing")
         entry = self.manifest.tokenizer
-        tokenizer = Tokenizer(entry.name, entry.source_sha256, data.decode())
-        if tokenizer.sha256 != entry.sha256:
-            raise UserError(f"{self.place.path(TOKENIZER)}: not the tokenizer that the manifest names")
-        return tokenizer
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise UserError(f"{self.place.path(TOKENIZER)}: damaged: not the tokenizer that the manifest names")
+        return Tokenizer(entry.name, entry.source_sha256, data.decode())
 
     @cached_property
     def silence(self) -> Silence:

@@ -99,7 +99,7 @@ class Place:
             with self._fs.open_input_stream(self.path(name), compression=None) as stream:
                 data: bytes = stream.read()
                 return data
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise UserError(f"{self.path(name)}: cannot be read: {error}") from None

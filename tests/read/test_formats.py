@@ -238,8 +238,11 @@ def test_a_record_without_messages_says_which_field_may_hold_them() -> None:
         ("a<think>t</think>", [("answer", "a"), ("think", "t")]),
         ("<think></think>a", [("answer", "a")]),
         ("<think>1</think><think>2</think> ", [("think", "1"), ("think", "2"), ("answer", " ")]),
-        ("<think>open", [("answer", "<think>open")]),
-        ("closed</think>a", [("answer", "closed</think>a")]),
+        ("<think>open", [("think", "open")]),  # cut short
+        ("\n<think>open", [("think", "open")]),
+        ("a<think>open", [("answer", "a<think>open")]),
+        ("closed</think>a", [("think", "closed"), ("answer", "a")]),  # the template wrote the opening tag
+        ("t</think>a<think>b", [("think", "t"), ("answer", "a<think>b")]),
         ("<think>a<think>b</think>c", [("think", "a<think>b"), ("answer", "c")]),
         ("<think>a</think>b<think>c", [("think", "a"), ("answer", "b<think>c")]),
     ],
@@ -253,15 +256,31 @@ def test_think_tags(text: str, parts: Said) -> None:
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", "<", "think>"]), max_size=12).map("".join))
 def test_think_tags_lose_nothing(text: str) -> None:
-    whole = text.replace("<think></think>", "")  # an empty thought is the one thing that leaves no part
-    if whole and "<think></think>" not in whole:
-        parts = said(openai(assistant(content=whole)))
-        assert "".join(f"<think>{part}</think>" if role == "think" else part for role, part in parts) == whole
+    """All that is between tags, and all that is not, stands in some part, in order."""
+
+    def bare(tagged: str) -> str:
+        return tagged.replace("<think>", "|").replace("</think>", "|").replace("|", "")
+
+    parts = said(openai(assistant(content=text))) if bare(text) else []
+    assert bare("".join(part for _, part in parts)) == bare(text)
+    assert all(part for _, part in parts)
 
 
 def test_many_open_tags_cost_linear_time() -> None:
-    text = "<think>" * 300_000
-    assert said(openai(assistant(content=text))) == [("answer", text)]
+    tags = "<think>" * 300_000
+    assert said(openai(assistant(content=f"a{tags}"))) == [("answer", f"a{tags}")]
+    assert said(openai(assistant(content=tags))) == [("think", tags[7:])]
+
+
+def test_dolly_is_alpaca_under_other_names() -> None:
+    record = {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
+    assert said(record) == [("system", "i"), ("user", "c"), ("answer", "r")]
+    assert said({**record, "context": ""}) == [("system", "i"), ("answer", "r")]
+    assert read(record).meta == {"category": "qa"}
+
+
+def test_messages_that_a_table_holds_as_text() -> None:
+    assert said({"messages": json.dumps([USER])}) == said(openai(USER))
 
 
 # ShareGPT

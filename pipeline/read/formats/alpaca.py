@@ -1,4 +1,7 @@
-"""Alpaca: ``instruction`` (the system text), ``input`` (the user's, if not empty) and ``output``."""
+"""Alpaca: ``instruction`` (the system text), ``input`` (the user's, if not empty) and ``output``.
+
+Dolly is the same under other names: ``instruction``, ``context`` and ``response``.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,33 @@ from pipeline.read.conversation import Conversation
 from pipeline.read.formats.build import Builder
 from pipeline.read.formats.fields import field_text
 
-_FIELDS = frozenset({"instruction", "input", "output"})
+#: Names of the user's text and of the answer.
+_NAMES = (("input", "output"), ("context", "response"))
+
+
+def _names(record: Any, field: str | None) -> tuple[str, str] | None:
+    if field is not None or not isinstance(record, dict) or "instruction" not in record:
+        return None
+    if "output" in record:
+        return _NAMES[0]
+    return _NAMES[1] if "context" in record and "response" in record else None
 
 
 def matches(record: Any, field: str | None = None) -> bool:
-    """The record has ``instruction`` and ``output``; never where a field for messages is named."""
-    return field is None and isinstance(record, dict) and "instruction" in record and "output" in record
+    """The record has ``instruction`` and the other fields; never where a field for messages is named."""
+    return _names(record, field) is not None
 
 
 def read(record: Any, field: str | None = None) -> Conversation:
     """Read one record; instruction, input and output count as messages 0, 1 and 2. Raises Rejected."""
-    if not matches(record, field):
+    names = _names(record, field)
+    if names is None:
         raise Rejected(Reason.NO_MESSAGES, "the record has no fields 'instruction' and 'output'")
+    user, output = names
     builder = Builder()
     builder.add("system", field_text(record, "instruction"), 0)
-    if record.get("input"):
-        builder.add("user", field_text(record, "input"), 1)
-    builder.answer(field_text(record, "output"), 2)
-    return builder.conversation({name: value for name, value in record.items() if name not in _FIELDS})
+    if record.get(user):
+        builder.add("user", field_text(record, user), 1)
+    builder.answer(field_text(record, output), 2)
+    taken = ("instruction", user, output)
+    return builder.conversation({name: value for name, value in record.items() if name not in taken})

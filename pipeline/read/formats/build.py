@@ -29,12 +29,24 @@ class Builder:
         self.parts.append(Part(role, text, message, -1, None, seconds))
 
     def answer(self, text: str, message: int, seconds: float | None = None) -> None:
-        """An answer, in which ``<think>…</think>`` becomes think parts; a tag that is not closed is text."""
+        """An answer, in which ``<think>…</think>`` becomes think parts.
+
+        A first tag that closes ends a thought that began with the text: many chat templates write the opening tag
+        themselves. A thought that begins the text and is never closed was cut short: all of it is thought. Any other
+        tag without its partner is text.
+        """
         begin = text.find(OPEN)
-        if begin < 0:
+        close = text.find(CLOSE)
+        if begin < 0 and close < 0:
             self.parts.append(Part("answer", text, message, -1, None, seconds))
             return
         done = 0
+        if close >= 0 and (begin < 0 or close < begin):
+            self.add("think", text[:close], message, seconds)
+            done = close + len(CLOSE)
+        elif close < 0 and not text[:begin].strip():
+            self.add("think", text[begin + len(OPEN) :], message, seconds)
+            return
         while begin >= 0:
             end = text.find(CLOSE, begin)
             if end < 0:

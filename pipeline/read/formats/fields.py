@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from pipeline.errors import Reason, Rejected
 from pipeline.read.formats.build import Builder, dump
 
@@ -27,15 +29,25 @@ def find_messages(record: Any, field: str | None) -> Any:
     if not isinstance(record, dict):
         return None
     if field is None:
-        return next((record[name] for name in USUAL_FIELDS if record.get(name)), None)
+        return _unpacked(next((record[name] for name in USUAL_FIELDS if record.get(name)), None))
     if field in record:
-        return record[field]
+        return _unpacked(record[field])
     value: Any = record
     for name in field.split("."):
         if not isinstance(value, dict):
             return None
         value = value.get(name)
     return value
+
+
+def _unpacked(messages: Any) -> Any:
+    """Messages that a table holds as the JSON text of a list; anything else as it is."""
+    if isinstance(messages, str) and messages.lstrip().startswith("[{"):
+        try:
+            return msgspec.json.decode(messages)
+        except (msgspec.DecodeError, RecursionError):
+            return messages
+    return messages
 
 
 def take_messages(record: Any, field: str | None) -> tuple[Any, dict[str, Any]]:

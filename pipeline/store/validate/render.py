@@ -35,14 +35,16 @@ def _summary(report: Report, console: Console) -> None:
     if report.ok:
         console.print(Text.assemble(("Valid", "bold green"), f": {report.dataset}"))
     else:
-        console.print(Text.assemble(("Not valid", "bold red"), f": {report.dataset}: {errors:,} problems"))
+        plural = "" if errors == 1 else "s"
+        console.print(Text.assemble(("Not valid", "bold red"), f": {report.dataset}: {errors:,} problem{plural}"))
+        return
     lines = [
         (checked.shards, "shards: files, hashes, schema, counts"),
         (checked.grids, "grids: ids, sources, parts, rows"),
         (checked.tokens, f"tokens in {checked.spans:,} spans: order, control tokens, end markers, UTF-8"),
         (
             checked.segments,
-            f"segments with {checked.dependencies:,} dependencies: all kept, no span later than need be",
+            f"segments with {checked.dependencies:,} dependencies: kept, none later than need be",
         ),
         (checked.quarantined, "quarantined records: reasons, hashes"),
         (checked.compared, "records compared with their source, byte for byte"),
