@@ -40,13 +40,13 @@ class Ran(NamedTuple):
     output: str
 
 
-def pipeline(*arguments: str | Path) -> Ran:
+def pipeline(*arguments: str | Path, columns: int = 200) -> Ran:
     """A command in this process: stdout and stderr together. A traceback is an exception here, and fails the test."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     code = 0
     with (
         mock.patch.object(sys, "argv", ["pipeline", *map(str, arguments)]),
-        mock.patch.dict(os.environ, COLUMNS="200"),
+        mock.patch.dict(os.environ, COLUMNS=str(columns)),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
     ):
