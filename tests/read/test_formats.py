@@ -239,7 +239,7 @@ def test_a_record_without_messages_says_which_field_may_hold_them() -> None:
         ("<think></think>a", [("answer", "a")]),
         ("<think>1</think><think>2</think> ", [("think", "1"), ("think", "2"), ("answer", " ")]),
         ("<think>open", [("think", "open")]),  # cut short
-        ("\n<think>open", [("think", "open")]),
+        ("<think>", [("answer", "<think>")]),
         ("a<think>open", [("answer", "a<think>open")]),
         ("closed</think>a", [("think", "closed"), ("answer", "a")]),  # the template wrote the opening tag
         ("t</think>a<think>b", [("think", "t"), ("answer", "a<think>b")]),

@@ -42,10 +42,11 @@ class Builder:
             return
         done = 0
         if close >= 0 and (begin < 0 or close < begin):
-            self.add("think", text[:close], message, seconds)
+            if close:
+                self.add("think", text[:close], message, seconds)
             done = close + len(CLOSE)
-        elif close < 0 and not text[:begin].strip():
-            self.add("think", text[begin + len(OPEN) :], message, seconds)
+        elif close < 0 and begin == 0 and len(text) > len(OPEN):
+            self.add("think", text[len(OPEN) :], message, seconds)
             return
         while begin >= 0:
             end = text.find(CLOSE, begin)
