@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -26,8 +26,9 @@ from pipeline.grid.spans import Spans, build_spans
 from pipeline.grid.tokens import Tokenizer
 from pipeline.grid.windows import Window, split, truncation_key
 from pipeline.plan.edges import streams_for
-from pipeline.plan.plan import Plan, Segment, check_plan
+from pipeline.plan.plan import Plan, Plans, Segment, check_plan
 from pipeline.plan.planners import build_planner
+from pipeline.plan.relayout import relayout
 from pipeline.plan.route import route
 from pipeline.plan.turns import turn_starts
 from pipeline.read.containers import Record
@@ -102,12 +103,10 @@ class ShardConverter:
         self._stream_has_end = np.array([stream.end for stream in recipe.layout.streams], np.bool_)
         self._schema = schema_with_metadata(recipe.layout.to_dict(), tokenizer.sha256)
 
-    def convert(
-        self, file: str, format_name: str, records: Iterable[Record], plans: Mapping[str, Plan] | None = None
-    ) -> ShardFiles:
+    def convert(self, file: str, format_name: str, records: Iterable[Record], plans: Plans | None = None) -> ShardFiles:
         """Convert the records of one shard of ``file``, whose conversations are in the named format.
 
-        Bad records end in quarantine; none costs its neighbours. ``plans`` (by id) replace the planner.
+        Bad records end in quarantine; none costs its neighbours. ``plans`` replace the planner.
         """
         records = iter(records)
         with _collector_off():
@@ -116,9 +115,7 @@ class ShardConverter:
                 batches.append(self._convert(file, format_name, batch, plans))
             return self._finish(file, batches)
 
-    def _convert(
-        self, file: str, format_name: str, records: Sequence[Record], plans: Mapping[str, Plan] | None
-    ) -> _Batch:
+    def _convert(self, file: str, format_name: str, records: Sequence[Record], plans: Plans | None) -> _Batch:
         filtered = 0
         drafts: list[_Draft] = []
         rejected: list[tuple[Record, Rejected]] = []
@@ -168,7 +165,7 @@ class ShardConverter:
         file: str,
         format_name: str,
         record: Record,
-        plans: Mapping[str, Plan] | None,
+        plans: Plans | None,
         dropped: Counter[str],
     ) -> _Draft | None:
         """Read and plan one record; None if it is filtered."""
@@ -183,9 +180,9 @@ class ShardConverter:
             segments = self._planner(parts)
         else:
             record_id = f"{file}:{record.number}"
-            if record_id not in plans:
+            if record_id not in plans.by_id:
                 raise Rejected(Reason.PLAN_INVALID, f"--plans holds no plan for {record_id}")
-            segments = plans[record_id].segments
+            segments = relayout(plans.by_id[record_id].segments, conversation.parts, plans.layout, self._layout)
             check_plan(segments, parts, self._routes, self._stream_number)
         if dropped_here:
             dropped.update(dropped_here)
@@ -238,7 +235,7 @@ class ShardConverter:
         if rows <= limit:
             return [whole], {}
         if self._recipe.rows.long == "quarantine":
-            raise Rejected(Reason.TOO_LONG, f"{rows} rows; a grid may have {limit}")
+            raise Rejected(Reason.TOO_LONG, f"{rows} rows; a grid may have {limit}; --long window or truncate keeps it")
         windows = split(draft.parts, draft.segments, starts, lengths, limit)
         if self._recipe.rows.long == "window":
             return list(windows), {}

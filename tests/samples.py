@@ -18,7 +18,7 @@ from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer, load_tokenizer
 from pipeline.layout import Layout
 from pipeline.layout_file import expand
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Plan, Plans
 from pipeline.read.containers import Record
 from pipeline.read.conversation import Part
 from pipeline.read.inputs import resolve_inputs
@@ -132,7 +132,7 @@ def convert_lines(
     tokenizer = tokenizer or builtin()
     converter = ShardConverter(recipe, tokenizer, token_ids(recipe.layout, tokenizer))
     records = [Record(number, line, 0, len(line)) for number, line in enumerate(lines)]
-    return converter.convert(file, format_name, records, plans)
+    return converter.convert(file, format_name, records, None if plans is None else Plans(recipe.layout, plans))
 
 
 def make_dataset(

@@ -20,11 +20,12 @@ from pipeline.convert import ShardConverter, ShardFiles
 from pipeline.errors import Reason
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
-from pipeline.plan.plan import Plan, decode
+from pipeline.plan.plan import Plan, Plans
 from pipeline.read.cut import cut_all, records
 from pipeline.read.inputs import resolve_inputs
 from pipeline.read.scan import scan
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.store.plans import plans_or_faults, unpack
 
 GOOD = [raw(chat(f"Question {i}? Really?", f"Answer {i}. Yes!")) for i in range(3)]
 LONG = raw(chat("word " * 100, "word " * 100))
@@ -84,7 +85,8 @@ def convert_file(path: Path, recipe: Recipe, tokenizer: Tokenizer, plans: Mappin
     files = resolve_inputs([str(path)])
     (cut,) = cut_all(files, [scan(file, recipe.read) for file in files], recipe.read)
     converter = ShardConverter(recipe, tokenizer, token_ids(recipe.layout, tokenizer))
-    return converter.convert(cut.file, cut.format, records(cut, recipe.read), plans)
+    given = None if plans is None else Plans(recipe.layout, plans)
+    return converter.convert(cut.file, cut.format, records(cut, recipe.read), given)
 
 
 def rows_of(made: ShardFiles) -> list[dict[str, Any]]:
@@ -93,8 +95,7 @@ def rows_of(made: ShardFiles) -> list[dict[str, Any]]:
 
 
 def plans_of(made: ShardFiles) -> dict[str, Plan]:
-    lines = zstandard.ZstdDecompressor().decompressobj().decompress(made.plans).splitlines()
-    return {plan.id: plan for plan in map(decode, lines)}
+    return {plan.id: plan for plan in plans_or_faults(unpack(made.plans)) if isinstance(plan, Plan)}
 
 
 def rejects_of(made: ShardFiles) -> dict[int, str]:

@@ -1,15 +1,17 @@
 """Plans: segments plus the order between them (DESIGN §2, §3). A plan knows no tokenizer.
 
-A plan is stored as one JSON line and can be scheduled again for another tokenizer, lag or layout.
+A plan is stored as one JSON line and can be scheduled again for another tokenizer and another layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from pipeline.errors import Reason, Rejected
+from pipeline.layout import Layout
 from pipeline.read.conversation import Part
 
 #: ``(d, n)``: all of segment d (n is None), or its first n tokens, must have been said.
@@ -41,12 +43,11 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     segments: list[Segment]
 
 
-_decoder = msgspec.json.Decoder(Plan)
+class Plans(NamedTuple):
+    """Plans by id, and the layout that they were made for."""
 
-
-def decode(line: bytes) -> Plan:
-    """Read one plan line. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
-    return _decoder.decode(line)
+    layout: Layout
+    by_id: Mapping[str, Plan]
 
 
 def check_plan(

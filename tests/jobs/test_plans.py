@@ -1,4 +1,4 @@
-"""``--plans DIR`` schedules stored plans again, for another tokenizer, without asking a planner."""
+"""``--plans DIR`` schedules stored plans again, for another tokenizer or layout, without asking a planner."""
 
 from __future__ import annotations
 
@@ -102,3 +102,29 @@ def test_plans_that_have_gone(small: Made, planned: Path, tmp_path: Path) -> Non
     (planned / "plans" / "part-00000.jsonl.zst").unlink()
     ran = pipeline(*small.options, "--out", tmp_path / "out", "--plans", planned, "--ray", "off")
     assert ran.code == 2 and "plans/part-00000.jsonl.zst: missing" in ran.output
+
+
+@pytest.mark.parametrize("layout", ["chat-2", "solve-audit-3", "cognition-10"])
+def test_another_layout(layout: str, small: Made, planned: Path, tmp_path: Path) -> None:
+    """The plans' recipe, but for the layout. Where thoughts are dropped, the answer still follows what they had read."""
+    options = [*small.options, "--set", f"layout={layout}", "--ray", "off"]
+    ran = pipeline(*options, "--plans", planned, "--out", tmp_path / "again")
+    assert ran.code == 0, ran.output
+    ran = pipeline("validate", tmp_path / "again")
+    assert ran.code == 0, ran.output
+    before, made = open_dataset(planned), open_dataset(tmp_path / "again")
+    assert made.manifest.counts.converted == before.manifest.counts.converted
+    assert made.manifest.recipe == {**before.manifest.recipe, "layout": layout}
+    assert made.layout.name == layout
+    if layout == "cognition-10":  # has a stream for every role that the plans' layout has one for: as if planned for it
+        assert pipeline(*options, "--out", tmp_path / "directly").code == 0
+        directly, relaid = contents(tmp_path / "directly"), contents(tmp_path / "again")
+        assert directly.pop("dataset.json") != relaid.pop("dataset.json")
+        assert directly == relaid
+
+
+def test_a_layout_that_keeps_what_was_dropped(small: Made, planned: Path, tmp_path: Path) -> None:
+    options = [*small.options, "--ray", "off"]
+    assert pipeline(*options, "--set", "layout=chat-2", "--out", tmp_path / "narrow").code == 0
+    ran = pipeline(*options, "--set", "layout=agent", "--plans", tmp_path / "narrow", "--out", tmp_path / "out")
+    assert ran.code == 1 and "without think parts" in ran.output and "plan_invalid" in ran.output

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 import zstandard
 
-from pipeline import schema
 from pipeline.plan.plan import Plan
-from pipeline.store.plans import unpack
+from pipeline.store.plans import Fault, plans_or_faults, unpack
 from pipeline.store.validate.report import Code
 from pipeline.store.validate.rows import check_rows
 from pipeline.store.validate.segments import (
@@ -42,26 +40,17 @@ def check_plans(view: View, data: bytes) -> tuple[int, int]:
 def _read(view: View, data: bytes) -> list[Plan]:
     """The lines that are plans."""
     findings, path = view.context.findings, view.shard.plans.path
-    valid = schema.validator("plan")
     plans: list[Plan] = []
     try:
-        lines = unpack(data).split(b"\n")
+        lines = unpack(data)
     except zstandard.ZstdError as error:
         findings.add(Code.UNREADABLE, path, found=str(error))
         return plans
-    if lines.pop():
-        findings.add(Code.PLAN_LINE, path, where=f"line {len(lines) + 1}", expected="a line break at the end")
-    for number, line in enumerate(lines, 1):
-        try:
-            document = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
-            findings.add(Code.PLAN_LINE, path, where=f"line {number}", found=str(error))
-            continue
-        if valid.is_valid(document):
-            plans.append(msgspec.convert(document, Plan))
+    for plan in plans_or_faults(lines):
+        if isinstance(plan, Fault):
+            findings.add(Code.PLAN_LINE, path, where=f"line {plan.line}", found=plan.message)
         else:
-            problems = "; ".join(schema.problems("plan", document))
-            findings.add(Code.PLAN_LINE, path, where=f"line {number}", found=problems)
+            plans.append(plan)
     return plans
 
 
