@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
 from pipeline.location import redact
-from pipeline.read.cut import cut_all
+from pipeline.read.cut import check_messages_field, cut_all
 from pipeline.read.inputs import InputFile, Stamp, stamp
 from pipeline.read.scan import FileScan, hash_file, scan
 from pipeline.recipe import Recipe
@@ -66,10 +66,13 @@ def run(options: RunOptions, progress: Progress) -> Summary:
     started = time.time()
     recipe, tokenizer, out = options.recipe, options.tokenizer, Place(options.out)
     ids = token_ids(recipe.layout, tokenizer)
-    plans = _open_plans(options.plans)
+    plans, planned = _open_plans(options.plans)
+    if planned is not None:  # the manifest says which planner made the plans, not which one was not asked
+        recipe = msgspec.structs.replace(recipe, planner=planned.recipe["planner"], options=planned.recipe["options"])
     files = [file for file in options.files if not out.holds(file.location)]  # `--input . --out ./grids`
     if plans is not None and plans.place.path() == out.path():
         raise UserError(f"--plans {plans.place}: is --out too; a dataset cannot be made from its own plans")
+    check_messages_field(files, recipe.read)
     with out.lock():
         stamps = [stamp(file.location) for file in files]
         scans = _scan(files, recipe, progress)
@@ -117,14 +120,14 @@ def _check_unchanged(files: Sequence[InputFile], stamps: Sequence[Stamp], scans:
             )
 
 
-def _open_plans(location: str | None) -> StoredPlans | None:
+def _open_plans(location: str | None) -> tuple[StoredPlans | None, Manifest | None]:
     if location is None:
-        return None
+        return None, None
     place = Place(location)
     made = commit.open_manifest(place)
     if made is None:
         raise UserError(f"--plans {place}: no dataset: there is no dataset.json in it")
-    return StoredPlans.open(place, made)
+    return StoredPlans.open(place, made), made
 
 
 def _convert(

@@ -19,11 +19,11 @@ import msgspec
 from pipeline.errors import Reason, UserError
 from pipeline.location import redact
 from pipeline.read.containers import ByteSource, CorruptStream, Record, split, split_lines
-from pipeline.read.formats import UNKNOWN
-from pipeline.read.head import format_of_head, read_head
+from pipeline.read.formats import DETECT_RECORDS, UNKNOWN
+from pipeline.read.head import format_of_head, has_field, read_head
 from pipeline.read.inputs import InputFile, opened
 from pipeline.read.options import ReadOptions
-from pipeline.read.scan import FileScan, Slice, is_full
+from pipeline.read.scan import FileScan, Slice, is_full, peek
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -56,6 +56,17 @@ def cuts(file: InputFile, scan: FileScan, options: ReadOptions, limit: int | Non
         yield from _range_cuts(file, scan, options, limit)
     elif scan.records is None:
         yield from _payload_cuts(file, scan, options, limit)
+
+
+def check_messages_field(files: Sequence[InputFile], options: ReadOptions) -> None:
+    """Raise UserError where a field for the messages is named that no file's first records have: a slip of the pen."""
+    if options.messages_field is None or not files:
+        return
+    for file in files:
+        for cut in cuts(file, peek(file, options), options, DETECT_RECORDS):
+            if has_field(list(records(cut, options)), options.messages_field):
+                return
+    raise UserError(f"--messages-field {options.messages_field}: no record at the start of any input has this field")
 
 
 def cut_all(files: Sequence[InputFile], scans: Sequence[FileScan], options: ReadOptions) -> Iterator[Cut]:

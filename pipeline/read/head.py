@@ -8,6 +8,7 @@ from pipeline.errors import Rejected
 from pipeline.read.containers import Record
 from pipeline.read.decode import decode
 from pipeline.read.formats import DETECT_RECORDS, UNKNOWN, detect
+from pipeline.read.formats.fields import find_messages
 
 #: A format is detected from records within these bounds, so that a file of garbage is not held in memory.
 HEAD_RECORDS = 1024
@@ -31,6 +32,11 @@ def format_of_head(head: list[Record], messages_field: str | None) -> str:
     """The name of the format, or ``UNKNOWN``."""
     values = (value for record in head if (value := _try_decode(record)) is not None)
     return detect(values, messages_field) or UNKNOWN
+
+
+def has_field(head: list[Record], messages_field: str) -> bool:
+    """Whether any of the records has the field."""
+    return any(find_messages(_try_decode(record), messages_field) is not None for record in head)
 
 
 def _try_decode(record: Record) -> object | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,12 @@ def test_a_layout_that_keeps_what_was_dropped(small: Made, planned: Path, tmp_pa
     assert pipeline(*options, "--set", "layout=chat-2", "--out", tmp_path / "narrow").code == 0
     ran = pipeline(*options, "--set", "layout=agent", "--plans", tmp_path / "narrow", "--out", tmp_path / "out")
     assert ran.code == 1 and "without think parts" in ran.output and "plan_invalid" in ran.output
+
+
+def test_the_manifest_names_the_planner_that_made_the_plans(small: Made, planned: Path, tmp_path: Path) -> None:
+    """Whatever recipe is given beside ``--plans``: only its layout and limits count."""
+    options = [*small.options, "--recipe", "agent", "--set", "layout=chat-think-3"]
+    pipeline(*options, "--out", tmp_path / "out", "--plans", planned, "--ray", "off")
+    made = json.loads((tmp_path / "out" / "dataset.json").read_bytes())["recipe"]
+    before = json.loads((planned / "dataset.json").read_bytes())["recipe"]
+    assert (made["planner"], made["options"]) == (before["planner"], before["options"])

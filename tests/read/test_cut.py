@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.errors import Reason, UserError
 from pipeline.read import cut as cutting
 from pipeline.read.containers import Record
-from pipeline.read.cut import Cut, cut_all, cuts, records
+from pipeline.read.cut import Cut, check_messages_field, cut_all, cuts, records
 from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.read.options import ReadOptions
 from pipeline.read.scan import hash_file, scan
@@ -190,3 +190,13 @@ def test_progress_counts_the_bytes(tmp_path: Path) -> None:
         seen: list[int] = []
         scan(only(path), SMALL, seen.append)
         assert sum(seen) == path.stat().st_size
+
+
+def test_a_field_that_no_input_has_is_refused(tmp_path: Path) -> None:
+    """Some files of an input may lack it; all of them lack it only where it is misspelt."""
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    (tmp_path / "b.jsonl").write_text('{"traj": [{"role": "user", "content": "u"}]}\n')
+    files = resolve_inputs([str(tmp_path)])
+    check_messages_field(files, ReadOptions(messages_field="traj"))
+    with pytest.raises(UserError, match="--messages-field trja"):
+        check_messages_field(files, ReadOptions(messages_field="trja"))
