@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from jobs.run import Summary
     from pipeline.recipe import Recipe
+    from pipeline.store.dataset import Dataset
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -58,8 +60,12 @@ def cli() -> None:
     """
 
 
-def _conversion_options(command: Command) -> Command:
-    """The options that ``convert`` and ``preview`` share."""
+def _conversion_options(preview: bool) -> Callable[[Command], Command]:
+    """The options of ``convert``. ``preview`` takes them all, so that one command can be edited into the other."""
+
+    def of_a_run(text: str) -> str:
+        return "As in convert; ignored here: nothing is written." if preview else text
+
     options = [
         click.option("--input", "inputs", multiple=True, required=True, metavar="PATH|GLOB|DIR|URL",
                      help="What to read; may be given several times. .jsonl, .json, .parquet, also .gz and .zst."),
@@ -75,26 +81,31 @@ def _conversion_options(command: Command) -> Command:
                      help="What becomes of a conversation with more rows  [default: quarantine]"),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                      help="Override a recipe option, e.g. --set unit=token --set k=3."),
+        click.option("--plans", metavar="DIR",
+                     help="Schedule the stored plans of this dataset again instead of planning."),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", default=3 if preview else None,
+                     show_default=preview, help=f"{'Show' if preview else 'Read'} only the first N records."),
+        click.option("--out", required=not preview, metavar="DIR",
+                     help=of_a_run("Where the dataset goes: a directory or a URL.")),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                     help=of_a_run("Worker processes  [default: one per CPU]")),
+        click.option("--ray", default="auto", show_default=not preview, metavar="auto|local|off|ADDRESS",
+                     help=of_a_run("off: in this process; local: start Ray here; auto: a running cluster, else what "
+                                   "is fastest here.")),
+        click.option("--fresh", is_flag=True,
+                     help=of_a_run("Start over: delete what earlier runs left in --out.")),
     ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @cli.command()
-@_conversion_options
-@click.option("--out", required=True, metavar="DIR", help="Where the dataset goes: a directory or a URL.")
-@click.option("--plans", metavar="DIR", help="Schedule the stored plans of this dataset again instead of planning.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes  [default: one per CPU]")
-@click.option(
-    "--ray",
-    default="auto",
-    show_default=True,
-    metavar="auto|local|off|ADDRESS",
-    help="off: in this process; local: start Ray here; auto: a running cluster, else what is fastest here.",
-)
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
-@click.option("--fresh", is_flag=True, help="Start over: delete what earlier runs left in --out.")
+@_conversion_options(preview=False)
 @click.pass_context
 def convert(
     context: click.Context,
@@ -113,19 +124,10 @@ def convert(
     """
     from jobs.run import RunOptions
     from pipeline.read.inputs import resolve_inputs
-    from pipeline.recipe import is_planner_setting
 
     if ray == "off" and (workers or 1) > 1:
         raise click.UsageError(f"--workers {workers} needs Ray: --ray off converts in this process alone")
-    given = context.get_parameter_source("recipe") is click.core.ParameterSource.COMMANDLINE
-    recipe = _recipe(**options) if plans is None or given else _recipe_of(plans, **options)
-    if plans is not None:
-        for setting in options["settings"]:
-            if is_planner_setting(setting, recipe.planner):
-                raise click.UsageError(
-                    f"--set {setting}: --plans schedules stored plans, and this is an option of their planner; "
-                    f"leave it out, or convert without --plans"
-                )
+    recipe = _recipe_for(context, plans, **options)
     _run(
         lambda: RunOptions(
             files=resolve_inputs(inputs),
@@ -141,18 +143,28 @@ def convert(
 
 
 @cli.command()
-@_conversion_options
-@click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Records to show.")
+@_conversion_options(preview=True)
 @click.option("--no-pager", is_flag=True, help="Write everything to the terminal at once.")
-def preview(inputs: tuple[str, ...], limit: int, no_pager: bool, **options: Any) -> None:
-    """Convert a few records and show their grids; writes nothing."""
+@click.pass_context
+def preview(
+    context: click.Context, inputs: tuple[str, ...], plans: str | None, limit: int, no_pager: bool, **options: Any
+) -> None:
+    """Convert a few records and show their grids; writes nothing.
+
+    Takes every option of convert, and ignores those that say where and by whom the work is done.
+    """
     from pipeline.look.preview import preview_lines, previews
     from pipeline.read.inputs import resolve_inputs
+    from pipeline.store.plans import StoredPlans
 
-    recipe = _recipe(**options)
+    recipe = _recipe_for(context, plans, **options)
     tokenizer = _tokenizer(options["tokenizer"])
     files = resolve_inputs(inputs)
-    _page(lambda width: preview_lines(previews(files, recipe, tokenizer, limit), width), no_pager)
+    stored = None
+    if plans is not None:
+        made = _open_plans(plans)
+        stored = StoredPlans.open(made.place, made.manifest)
+    _page(lambda width: preview_lines(previews(files, recipe, tokenizer, limit, stored), width), no_pager)
 
 
 @cli.command()
@@ -165,15 +177,11 @@ def validate(dataset: str, strict: bool, as_json: bool) -> None:
     Hashes, schema, token ids, spans, counts, every plan against its rows, and, where the input is still there, every
     text against its source, byte for byte.
     """
-    from rich.progress import Progress as Bar
-
     from pipeline.store.validate import render
     from pipeline.store.validate import validate as check
 
-    errors = _console(stderr=True)
-    with Bar(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("checking shards", total=None)
-        report = check(dataset, strict=strict, progress=lambda done, all: bar.update(task, completed=done, total=all))
+    with _bar("checking shards") as progress:
+        report = check(dataset, strict=strict, progress=progress)
     if as_json:
         _print_json(report)
     else:
@@ -222,13 +230,9 @@ def export(dataset: str, out: str, form: str) -> None:
     from pipeline.look.export import export_rows_jsonl
     from pipeline.store.dataset import open_dataset
 
-    errors = _console(stderr=True)
-    from rich.progress import Progress as Bar
-
     opened = open_dataset(dataset)
-    with Bar(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("writing grids", total=len(opened))
-        count = export_rows_jsonl(opened, out, lambda done: bar.update(task, completed=done))
+    with _bar("writing grids") as progress:
+        count = export_rows_jsonl(opened, out, lambda done: progress(done, len(opened)))
     click.echo(f"{count:,} grids in {out}/dataset.jsonl")
 
 
@@ -261,16 +265,37 @@ def _recipe(recipe: str, settings: Sequence[str], **options: Any) -> Recipe:
     return load_recipe(recipe, settings, _overrides(**options))
 
 
+def _recipe_for(context: click.Context, plans: str | None, **options: Any) -> Recipe:
+    """The recipe that was asked for; with ``--plans`` and no ``--recipe``, the one that made them."""
+    from pipeline.recipe import is_planner_setting
+
+    given = context.get_parameter_source("recipe") is click.core.ParameterSource.COMMANDLINE
+    recipe = _recipe(**options) if plans is None or given else _recipe_of(plans, **options)
+    if plans is not None:
+        for setting in options["settings"]:
+            if is_planner_setting(setting, recipe.planner):
+                raise click.UsageError(
+                    f"--set {setting}: --plans schedules stored plans, and this is an option of their planner; "
+                    f"leave it out, or convert without --plans"
+                )
+    return recipe
+
+
 def _recipe_of(dataset: str, settings: Sequence[str], **options: Any) -> Recipe:
     """The recipe of a finished dataset, but for how many records it read."""
     from pipeline.recipe import from_manifest
+
+    made = _open_plans(dataset).manifest
+    return from_manifest(made.recipe, made.layout, settings, {"read.limit": None} | _overrides(**options))
+
+
+def _open_plans(dataset: str) -> Dataset:
     from pipeline.store.dataset import open_dataset
 
     try:
-        made = open_dataset(dataset).manifest
+        return open_dataset(dataset)
     except UserError as error:
         raise UserError(f"--plans {error}") from None
-    return from_manifest(made.recipe, made.layout, settings, {"read.limit": None} | _overrides(**options))
 
 
 def _overrides(
@@ -327,6 +352,17 @@ def _page(lines: Callable[[int], Iterator[Text]], no_pager: bool) -> None:
     else:
         for line in text:
             click.echo(line, nl=False, color=True)
+
+
+@contextmanager
+def _bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, where stderr is a terminal; it is told how much is done, and of how much."""
+    from rich.progress import Progress as Bar
+
+    console = _console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _console(stderr: bool = False) -> Console:

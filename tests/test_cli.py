@@ -50,6 +50,12 @@ def test_the_command_line_is_what_it_was() -> None:
     assert list(_listing()) == GOLDEN.read_text().splitlines()
 
 
+def test_preview_takes_what_convert_takes() -> None:
+    """So that one command can be edited into the other."""
+    taken = {name: {option for p in cli.commands[name].params for option in p.opts} for name in ("convert", "preview")}
+    assert taken["convert"] < taken["preview"]
+
+
 def test_every_parameter_has_help() -> None:
     context = click.Context(cli)
     for name in cli.list_commands(context):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,13 +19,11 @@ from pipeline.look.cells import visible
 from pipeline.look.lines import grid_lines
 from pipeline.look.view import GridView, view
 from pipeline.read.cut import cuts, records
-from pipeline.read.inputs import InputFile, resolve_inputs
+from pipeline.read.inputs import InputFile
 from pipeline.read.scan import peek
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Columns, Silence
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from pipeline.store.plans import StoredPlans
 
 
 class Previewed(NamedTuple):
@@ -45,19 +43,6 @@ class Previewed(NamedTuple):
         return not self.grids and self.reason is None
 
 
-def preview(
-    inputs: Sequence[str],
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    limit: int,
-    console: Console,
-    width: int | None = None,
-) -> None:
-    """Print what would become of the first ``limit`` records of ``inputs``: paths, globs, URLs."""
-    for line in preview_lines(previews(resolve_inputs(inputs), recipe, tokenizer, limit), width or console.width):
-        console.print(line, soft_wrap=True)
-
-
 def preview_lines(outcomes: Iterable[Previewed], width: int) -> Iterator[Text]:
     """The lines that show what would become of some records; those of grids fit ``width`` columns."""
     for outcome in outcomes:
@@ -73,8 +58,12 @@ def preview_lines(outcomes: Iterable[Previewed], width: int) -> Iterator[Text]:
             yield Text()
 
 
-def previews(files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, limit: int = 3) -> Iterator[Previewed]:
+def previews(
+    files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, limit: int = 3, plans: StoredPlans | None = None
+) -> Iterator[Previewed]:
     """Convert the first ``limit`` records of ``files``, in order, by the same code as a run; write nothing.
+
+    ``plans``, where given, are scheduled instead of planning.
 
     Records are converted one shard at a time, and only as they are asked for.
     Raises :class:`pipeline.errors.UserError` where a file cannot be read.
@@ -88,7 +77,8 @@ def previews(files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, l
         for cut in cuts(file, peek(file, recipe.read), recipe.read, left):
             left -= cut.count
             found = list(records(cut, recipe.read))
-            made = converter.convert(cut.file, cut.format, found)
+            own = plans.of(cut.file, cut.first, cut.count) if plans is not None else None
+            made = converter.convert(cut.file, cut.format, found, own)
             outcomes = _outcomes(made, recipe, tokenizer, ids.silence_id, ids.end_id)
             for record in found:
                 record_id = f"{cut.file}:{record.number}"

@@ -1,4 +1,4 @@
-"""``pipeline show``: find a grid and bring it to a terminal or a pager."""
+"""``pipeline show``: find a grid, and make lines ready for a terminal or a pager."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from pipeline.errors import UserError
-from pipeline.look.lines import Orientation, grid_lines
 from pipeline.look.view import GridView, view_of
 from pipeline.store.dataset import Dataset
 
@@ -41,18 +40,6 @@ def find_grid(dataset: Dataset, grid_id: str | None = None) -> GridView:
     filled = next(number for number, shard in enumerate(shards) if shard.rows)
     first = dataset.shard(filled, ["id"]).ids[0]
     raise UserError(f"--id {grid_id}: no such record; ids are FILE:RECORD, the first is {first}")
-
-
-def show_grid(
-    view: GridView,
-    console: Console,
-    width: int | None = None,
-    orientation: Orientation = "auto",
-    compact: bool = True,
-) -> None:
-    """Print a grid; see :func:`pipeline.look.lines.grid_lines`. Colours are the console's business."""
-    for line in grid_lines(view, width or console.width, orientation, compact):
-        console.print(line, soft_wrap=True)
 
 
 def as_strings(lines: Iterable[Text], console: Console) -> Iterator[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-from rich.console import Console
+from running import pipeline
 
 from pipeline.grid.tokens import load_tokenizer
-from pipeline.look.preview import preview, previews
+from pipeline.look.preview import preview_lines, previews
 from pipeline.read.inputs import resolve_inputs
 from pipeline.recipe import load_recipe
 
@@ -62,11 +61,26 @@ def test_windows_are_shown_one_by_one_and_filtered_records_named(tmp_path: Path)
     assert found[2].grids[1].id == "a#b.jsonl:2#1"
 
 
-def test_it_prints_grids_and_reasons_and_writes_nothing(tmp_path: Path) -> None:
+def test_it_shows_grids_and_reasons_and_writes_nothing(tmp_path: Path) -> None:
     path = _file(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    out = io.StringIO()
-    preview([str(path)], load_recipe("wait-k"), load_tokenizer("builtin"), 4, Console(file=out, width=80))
-    assert "output" in out.getvalue()
-    assert "quarantine: invalid_json" in out.getvalue()
+    found = previews(resolve_inputs([str(path)]), load_recipe("wait-k"), load_tokenizer("builtin"), 4)
+    lines = [line.plain for line in preview_lines(found, 80)]
+    assert any(line.startswith("output") for line in lines)
+    assert any(line.startswith("quarantine: invalid_json") for line in lines)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_stored_plans_are_scheduled(tmp_path: Path) -> None:
+    """What ``preview`` shows of plans is what ``convert`` makes of them; options of a run are taken, and ignored."""
+    command = ["--input", _file(tmp_path), "--ray", "off"]
+    made, again = tmp_path / "made", tmp_path / "again"
+    assert pipeline("convert", *command, "--out", made, "--set", "k=full").code == 0
+    command += ["--plans", made, "--fresh", "--workers", "1", "--out", again]
+    shown = pipeline("preview", *command, "--no-pager").output
+    assert not again.exists()
+    assert pipeline("convert", *command).code == 0
+    first = pipeline("show", again, "--no-pager").output
+    assert first and shown.startswith(first)
+    planned = pipeline("preview", *command[:2], "--no-pager").output
+    assert not planned.startswith(first)
