@@ -64,7 +64,7 @@ def _conversion_options(preview: bool) -> Callable[[Command], Command]:
     """The options of ``convert``. ``preview`` takes them all, so that one command can be edited into the other."""
 
     def of_a_run(text: str) -> str:
-        return "As in convert; ignored here: nothing is written." if preview else text
+        return "As in convert, and ignored: nothing is written." if preview else text
 
     options = [
         click.option("--input", "inputs", multiple=True, required=True, metavar="PATH|GLOB|DIR|URL",
@@ -81,17 +81,17 @@ def _conversion_options(preview: bool) -> Callable[[Command], Command]:
                      help="What becomes of a conversation with more rows  [default: quarantine]"),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                      help="Override a recipe option, e.g. --set unit=token --set k=3."),
-        click.option("--plans", metavar="DIR",
-                     help="Schedule the stored plans of this dataset again instead of planning."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", default=3 if preview else None,
-                     show_default=preview, help=f"{'Show' if preview else 'Read'} only the first N records."),
         click.option("--out", required=not preview, metavar="DIR",
                      help=of_a_run("Where the dataset goes: a directory or a URL.")),
+        click.option("--plans", metavar="DIR",
+                     help="Schedule the stored plans of this dataset again instead of planning."),
         click.option("--workers", type=click.IntRange(min=1), metavar="N",
                      help=of_a_run("Worker processes  [default: one per CPU]")),
         click.option("--ray", default="auto", show_default=not preview, metavar="auto|local|off|ADDRESS",
                      help=of_a_run("off: in this process; local: start Ray here; auto: a running cluster, else what "
                                    "is fastest here.")),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", default=3 if preview else None,
+                     show_default=preview, help=f"{'Show' if preview else 'Read'} only the first N records."),
         click.option("--fresh", is_flag=True,
                      help=of_a_run("Start over: delete what earlier runs left in --out.")),
     ]  # fmt: skip
