@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import time
 from typing import NamedTuple
 
 from pipeline.convert import ShardConverter
@@ -46,7 +45,6 @@ class Done(NamedTuple):
     number: int
     shard: Shard
     input_bytes: int
-    seconds: float
     #: The largest memory that the worker's process has had so far, in bytes.
     peak_rss: int
 
@@ -62,7 +60,6 @@ class ShardWorker:
 
     def run(self, task: Task) -> Done:
         """Convert one shard and commit it: its files first, the commit last."""
-        started = time.perf_counter()
         setup, cut, number = self._setup, task.cut, task.number
         plans = setup.plans.of(cut.file, cut.first, cut.count) if setup.plans is not None else None
         files = self._converter.convert(cut.file, cut.format, records(cut, setup.recipe.read), plans)
@@ -85,7 +82,7 @@ class ShardWorker:
         )
         commit.write(setup.out, number, shard)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return Done(number, shard, task.input_bytes, time.perf_counter() - started, peak)
+        return Done(number, shard, task.input_bytes, peak)
 
 
 def is_same_shard(shard: Shard, cut: Cut) -> bool:
