@@ -35,10 +35,12 @@ def test_plans_come_back_from_one_frame_or_many(tmp_path: Path) -> None:
         (zstandard.compress(LINES)[:-5], "not readable: the end is missing"),
         (b"plain", "not readable"),
         (zstandard.compress(b"{\n"), "line 1: no JSON"),
+        (zstandard.compress(b'{"id": "\xff"}\n'), "line 1: no JSON"),
+        (zstandard.compress(b"[" * 100_000 + b"\n"), "line 1: no JSON"),
         (zstandard.compress(LINES[:-1]), "line 2: no line break"),
         (zstandard.compress(b'{"id": "a:0"}\n'), "line 1: .*segments"),
     ],
-    ids=["cut off", "no zstd", "no JSON", "last line cut off", "no plan"],
+    ids=["cut off", "no zstd", "no JSON", "no UTF-8", "too deep", "last line cut off", "no plan"],
 )
 def test_what_is_wrong_is_said_with_the_file(data: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"part-00000.jsonl.zst: {said}"):
