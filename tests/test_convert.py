@@ -181,6 +181,10 @@ def test_every_text_comes_back_byte_for_byte(
 ) -> None:
     """Each span decodes on its own, the end marker left out, and the spans of a part, joined, are its text."""
     tokenizer = make_tokenizer()
+    # In an answer, <think> is no text; tests/read says what it is.
+    contents = [
+        [text.replace("<think>", "<thin>") if i % 2 else text for i, text in enumerate(said)] for said in contents
+    ]
     made = convert_lines([raw(chat(*said)) for said in contents], load_recipe(recipe), tokenizer)
     assert made.counts.quarantined == 0
     end_id = token_ids(load_recipe(recipe).layout, tokenizer).end_id

@@ -120,6 +120,7 @@ class _Pace:
                 # It waits for nothing of the turn, only for what the turn itself waits for.
                 edges[0] = self._after[role]
         self._followed += count
-        paced = {*self._units["user"], *self._units["system"]}
-        edges[0] += tuple([edge for edge in default if edge[0] not in paced and edge not in edges[0]])
+        for edge in default:
+            if edge[0] not in units and edge[0] not in self._units["system"] and edge not in edges[0]:
+                edges[0] += (edge,)
         return edges
