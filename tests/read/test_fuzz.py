@@ -42,6 +42,7 @@ RECORDS: dict[str, tuple[str, Any]] = {
         },
     ),
     "openai, a list": ("openai", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
+    "openai, packed": ("openai", {"messages": '[{"role": "user", "content": "a"}]', "id": 1}),
     "sharegpt": (
         "sharegpt",
         {
@@ -57,6 +58,7 @@ RECORDS: dict[str, tuple[str, Any]] = {
         },
     ),
     "alpaca": ("alpaca", {"instruction": "i", "input": "a", "output": "b", "id": 1}),
+    "alpaca, as Dolly": ("alpaca", {"instruction": "i", "context": "a", "response": "b"}),
     "prompt-completion": ("prompt-completion", {"prompt": "a", "completion": "b", "system_prompt": "s"}),
     "prompt-completion, lists": (
         "prompt-completion",
@@ -95,6 +97,7 @@ RECORDS: dict[str, tuple[str, Any]] = {
 #: What a value may become, of every kind, and some that are like what belongs there.
 VALUES: list[Any] = [
     None, True, False, 0, -1, 7, 1.5, 1 << 80, 1e300, "", "text", "user", "tool", "function_call", "final", "[]", "{",
+    '[{"a":' * 700 + "1" + "}]" * 700,
     "[" * 2000, "9" * 5000, "<|start|>", "<|start|>user<|message|>", "nan", "9999-12-31T23:59:59-23:59",
     [], [None], [[]], ["text"], [{}], [{"type": "text"}], [{"type": []}], {}, {"text": {}}, {"name": "f"},
     {"role": "user", "content": "x"}, {"from": "human", "value": "x"}, {"function": {"name": []}},

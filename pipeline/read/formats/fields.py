@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 from pipeline.errors import Reason, Rejected
+from pipeline.read.decode import decode
 from pipeline.read.formats.build import Builder, dump
 
 #: Where messages are usually found; the first that holds any is taken.
@@ -37,15 +36,15 @@ def find_messages(record: Any, field: str | None) -> Any:
         if not isinstance(value, dict):
             return None
         value = value.get(name)
-    return value
+    return _unpacked(value)
 
 
 def _unpacked(messages: Any) -> Any:
     """Messages that a table holds as the JSON text of a list; anything else as it is."""
     if isinstance(messages, str) and messages.lstrip().startswith("[{"):
         try:
-            return msgspec.json.decode(messages)
-        except (msgspec.DecodeError, RecursionError):
+            return decode(messages.encode())
+        except Rejected:
             return messages
     return messages
 
