@@ -1,0 +1,178 @@
+"""Which cells a cell may attend to, as one interval per query over compacted lists of keys.
+
+Cells stand in order (conversation, row). Cell i attends to itself, and to cell j where both are of one conversation,
+row(j) < row(i), the stream of i may read the stream of j, and j is not silent. The streams that read alike are a
+*class*: a class has one list of keys, ordered as the cells are, and what a query sees of it is an interval [lo, hi):
+from where its conversation begins in the list to where its own row does. Seen from a key, the queries that attend to it
+are an interval of the class's queries as well: from the next row to the end of the conversation.
+
+The lists of all classes are laid end to end, queries and keys alike. Then lo and hi never decrease along the queries,
+seen_lo and seen_hi never along the keys, and a kernel needs to know nothing of conversations, rows, streams or classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Cells = NDArray[Any] | torch.Tensor  # [S], one number or truth value per cell
+Ints = NDArray[Any]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The mask of S cells in K classes, with N keys in all classes together; int32, on the device of the attention.
+
+    Made by :func:`build_index`. A few integers per cell: 3 S + 3 N, and N ≤ S where all streams read alike.
+    """
+
+    queries: torch.Tensor  # [S]: the cell of every query, class by class; with one class, the cells in order
+    lo: torch.Tensor  # [S]: the first key of every query, as a position in keys
+    hi: torch.Tensor  # [S]: the position behind its last; lo == hi where a cell sees itself alone
+    keys: torch.Tensor  # [N]: the cell of every key, class by class
+    seen_lo: torch.Tensor  # [N]: the first query that attends to a key, as a position in queries
+    seen_hi: torch.Tensor  # [N]: the position behind the last
+    classes: torch.Tensor  # [K + 1], always on the CPU: where the keys of every class begin; the last is N
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same index on another device. ``classes`` stays on the CPU: it says what to launch."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "classes"}
+        return type(self)(**moved, classes=self.classes)
+
+    def __len__(self) -> int:
+        """The number of cells."""
+        return self.queries.shape[0]
+
+
+def build_index(
+    rows: Cells, streams: Cells, docs: Cells, silent: Cells | None = None, visibility: Cells | None = None
+) -> Index:
+    """The index of one sequence of cells, on the CPU.
+
+    ``rows``, ``streams``, ``docs``: int [S], sorted by (doc, row), in any order within a row. A doc is a conversation;
+    doc −1 is padding, which may stand anywhere between conversations and sees only itself. ``silent``: bool [S], cells
+    that are keys for no other cell. ``visibility``: bool [C, C], row = who reads; without it every stream reads every
+    stream, and ``streams`` is not looked at. The matrix is taken as it is: where its diagonal is false, a stream does
+    not see its own earlier rows.
+
+    Raises ValueError for cells out of order, for shapes and types that do not fit, and for streams outside the matrix.
+    """
+    row, doc = _ints("rows", rows), _ints("docs", docs, like=rows)
+    if not row.size:
+        raise ValueError("there are no cells")
+    sounding = None if silent is None else ~_bools("silent", silent, like=rows)
+    begins_doc, begins_row = _boundaries(row, doc)
+    doc_lo, doc_hi = _extents(begins_doc)
+    row_lo, row_hi = _extents(begins_row)
+
+    if visibility is None:
+        classes = [(None, sounding)]
+    else:
+        classes = _classes(_ints("streams", streams, like=rows), visibility, sounding)
+    parts: list[tuple[Ints, ...]] = []
+    queries = 0  # before this class
+    bounds = [0]
+    for asks, answers in classes:
+        query, asked_before = _compact(asks, row.size)
+        key, answered_before = _compact(answers, row.size)
+        parts.append(
+            (
+                query,
+                answered_before[doc_lo[query]] + np.int32(bounds[-1]),
+                answered_before[row_lo[query]] + np.int32(bounds[-1]),
+                key,
+                asked_before[row_hi[key]] + np.int32(queries),
+                asked_before[doc_hi[key]] + np.int32(queries),
+            )
+        )
+        queries += query.size
+        bounds.append(bounds[-1] + key.size)
+    columns = parts[0] if len(parts) == 1 else tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    return Index(*map(torch.from_numpy, columns), classes=torch.tensor(bounds))
+
+
+def _boundaries(row: Ints, doc: Ints) -> tuple[Bools, Bools]:
+    """Which cells begin a conversation, and which a row; bool [S] each. Padding cells are alone in both.
+
+    Raises ValueError where the cells are out of order.
+    """
+    begins_doc = np.empty(row.size, dtype=bool)
+    begins_doc[0] = True
+    np.not_equal(doc[1:], doc[:-1], out=begins_doc[1:])
+    if doc.min() < 0:
+        if doc.min() < -1:
+            raise ValueError("docs must be -1 (padding) or a conversation's number")
+        begins_doc |= doc < 0
+    numbers = doc[begins_doc]
+    numbers = numbers[numbers >= 0]
+    if (numbers[1:] <= numbers[:-1]).any():
+        raise ValueError("cells must be sorted by doc, and the cells of a doc must stand together")
+    begins_row = begins_doc.copy()
+    begins_row[1:] |= row[1:] != row[:-1]
+    if (~begins_doc[1:] & (row[1:] < row[:-1])).any():
+        raise ValueError("the cells of a doc must be sorted by row")
+    return begins_doc, begins_row
+
+
+def _extents(begins: Bools) -> tuple[Ints, Ints]:
+    """For every cell the first cell of its run, and the one behind its last; int32 [S] each."""
+    first = np.flatnonzero(begins).astype(np.int32)
+    behind = np.append(first[1:], np.int32(begins.size))
+    return np.repeat(first, behind - first), np.repeat(behind, behind - first)
+
+
+def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[tuple[Bools | None, Bools | None]]:
+    """For every class that has a cell: which cells ask, and which may answer. None: all of them."""
+    matrix = _array(visibility)
+    if matrix.dtype != bool or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"visibility must be bool [C, C], not {matrix.dtype} {list(matrix.shape)}")
+    if stream.min() < 0 or stream.max() >= len(matrix):
+        raise ValueError(f"streams must be from 0 to {len(matrix) - 1}, the streams of visibility")
+    reads, class_of = np.unique(matrix, axis=0, return_inverse=True)
+    if len(reads) == 1 and reads.all():
+        return [(None, sounding)]
+    asking = class_of.reshape(-1)[stream]
+    classes: list[tuple[Bools | None, Bools | None]] = []
+    for number, readable in enumerate(reads):
+        asks = asking == number
+        if asks.any():
+            answers = readable[stream]
+            classes.append((asks, answers if sounding is None else answers & sounding))
+    return classes
+
+
+def _compact(chosen: Bools | None, cells: int) -> tuple[Ints, Ints]:
+    """The chosen cells in order, and how many of them stand before every cell and before the end, int32 [S + 1]."""
+    if chosen is None:
+        count = np.arange(cells + 1, dtype=np.int32)
+        return count[:-1], count
+    count = np.zeros(cells + 1, dtype=np.int32)
+    np.cumsum(chosen, out=count[1:])
+    return np.flatnonzero(chosen).astype(np.int32), count
+
+
+def _array(values: Cells) -> NDArray[Any]:
+    """A numpy array of anything that holds cells."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _ints(name: str, values: Cells, like: Cells | None = None) -> Ints:
+    """Integers [S], as many as there are in ``like``. Raises ValueError."""
+    array = _array(values)
+    if array.dtype.kind not in "iu" or array.ndim != 1 or (like is not None and len(array) != len(like)):
+        wanted = "S" if like is None else len(like)
+        raise ValueError(f"{name} must be integers [{wanted}], not {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _bools(name: str, values: Cells, like: Cells) -> Bools:
+    """Truth values [S], as many as there are in ``like``. Raises ValueError."""
+    array = _array(values)
+    if array.dtype != bool or array.shape != (len(like),):
+        raise ValueError(f"{name} must be bool [{len(like)}], not {array.dtype} {list(array.shape)}")
+    return array
