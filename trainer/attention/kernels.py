@@ -37,6 +37,12 @@ def _stretches(begin, full_begin, full_end, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _head(base, b, h, stride_b, stride_h):
+    """The matrix [S, D] of one head, out of [B, H, S, D]."""
+    return base + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+
+
+@triton.jit
 def _rows(base, cell, stride, valid, D: tl.constexpr):
     """The rows ``cell`` of a matrix [S, D] with contiguous rows; zeros where not valid."""
     dim = tl.arange(0, D)
@@ -92,12 +98,12 @@ def forward(
     first = tl.load(lo + tl.minimum(i, S - 1))
     behind = tl.load(hi + tl.minimum(i, S - 1))
 
-    q_tile = _rows(q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, cell, q_s, valid, D)
-    own_k = _rows(k + b.to(tl.int64) * k_b + hk.to(tl.int64) * k_h, cell, k_s, valid, D)
+    q_tile = _rows(_head(q, b, h, q_b, q_h), cell, q_s, valid, D)
+    own_k = _rows(_head(k, b, hk, k_b, k_h), cell, k_s, valid, D)
     scale *= LOG2E
     m = tl.sum(q_tile.to(tl.float32) * own_k.to(tl.float32), 1) * scale
     total = tl.full([BLOCK_M], 1.0, tl.float32)
-    acc = _rows(v + b.to(tl.int64) * v_b + hk.to(tl.int64) * v_h, cell, v_s, valid, D).to(tl.float32)
+    acc = _rows(_head(v, b, hk, v_b, v_h), cell, v_s, valid, D).to(tl.float32)
 
     begin, end = tl.min(first, 0), tl.max(behind, 0)
     full_begin = tl.max(first, 0)
@@ -115,7 +121,7 @@ def forward(
         v_tile = _tile(values, b, hk, n, BLOCK_N, D)
         acc, m, total = _attend(q_tile, k_tile, v_tile, acc, m, total, seen, scale, True, PRECISION)
 
-    _put_rows(out + b.to(tl.int64) * o_b + h.to(tl.int64) * o_h, cell, o_s, valid, acc / total[:, None], D)
+    _put_rows(_head(out, b, h, o_b, o_h), cell, o_s, valid, acc / total[:, None], D)
     tl.store(lse + tl.program_id(1).to(tl.int64) * S + cell, (m + tl.log2(total)) / LOG2E, mask=valid)
 
 
@@ -136,14 +142,15 @@ def own(
     hk = tl.program_id(1) % heads
     cell = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = cell < S
-    k_tile = _rows(k + b.to(tl.int64) * k_b + hk.to(tl.int64) * k_h, cell, k_s, valid, D).to(tl.float32)
-    v_tile = _rows(v + b.to(tl.int64) * v_b + hk.to(tl.int64) * v_h, cell, v_s, valid, D).to(tl.float32)
+    k_tile = _rows(_head(k, b, hk, k_b, k_h), cell, k_s, valid, D).to(tl.float32)
+    v_tile = _rows(_head(v, b, hk, v_b, v_h), cell, v_s, valid, D).to(tl.float32)
     dk = tl.zeros([BLOCK_M, D], tl.float32)
     dv = tl.zeros([BLOCK_M, D], tl.float32)
-    for h in range(hk * G, hk * G + G):
-        q_tile = _rows(q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, cell, q_s, valid, D).to(tl.float32)
-        o_tile = _rows(out + b.to(tl.int64) * o_b + h.to(tl.int64) * o_h, cell, o_s, valid, D).to(tl.float32)
-        do = _rows(d_out + b.to(tl.int64) * g_b + h.to(tl.int64) * g_h, cell, g_s, valid, D).to(tl.float32)
+    for g in range(G):
+        h = hk * G + g
+        q_tile = _rows(_head(q, b, h, q_b, q_h), cell, q_s, valid, D).to(tl.float32)
+        o_tile = _rows(_head(out, b, h, o_b, o_h), cell, o_s, valid, D).to(tl.float32)
+        do = _rows(_head(d_out, b, h, g_b, g_h), cell, g_s, valid, D).to(tl.float32)
         at = (b * H + h).to(tl.int64) * S + cell
         d = tl.sum(o_tile * do, 1)
         tl.store(delta + at, d, mask=valid)
@@ -183,13 +190,13 @@ def backward_q(
     first = tl.load(lo + tl.minimum(i, S - 1))
     behind = tl.load(hi + tl.minimum(i, S - 1))
 
-    q_tile = _rows(q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, cell, q_s, valid, D)
-    do = _rows(d_out + b.to(tl.int64) * g_b + h.to(tl.int64) * g_h, cell, g_s, valid, D)
+    q_tile = _rows(_head(q, b, h, q_b, q_h), cell, q_s, valid, D)
+    do = _rows(_head(d_out, b, h, g_b, g_h), cell, g_s, valid, D)
     at = tl.program_id(1).to(tl.int64) * S + cell
     lse2 = tl.load(lse + at, mask=valid, other=0.0) * LOG2E
     d = tl.load(delta + at, mask=valid, other=0.0)
-    own_k = _rows(k + b.to(tl.int64) * k_b + hk.to(tl.int64) * k_h, cell, k_s, valid, D).to(tl.float32)
-    own_v = _rows(v + b.to(tl.int64) * v_b + hk.to(tl.int64) * v_h, cell, v_s, valid, D).to(tl.float32)
+    own_k = _rows(_head(k, b, hk, k_b, k_h), cell, k_s, valid, D).to(tl.float32)
+    own_v = _rows(_head(v, b, hk, v_b, v_h), cell, v_s, valid, D).to(tl.float32)
     scale2 = scale * LOG2E
     p = tl.exp2(tl.sum(q_tile.to(tl.float32) * own_k, 1) * scale2 - lse2)
     dq = (p * (tl.sum(do.to(tl.float32) * own_v, 1) - d))[:, None] * own_k
@@ -210,7 +217,7 @@ def backward_q(
         v_tile = _tile(values, b, hk, n, BLOCK_N, D)
         dq = _query_step(q_tile, do, k_tile, v_tile, lse2, d, dq, seen, scale2, True, PRECISION)
 
-    _put_rows(d_q + b.to(tl.int64) * d_b + h.to(tl.int64) * d_h, cell, d_s, valid, dq * scale, D)
+    _put_rows(_head(d_q, b, h, d_b, d_h), cell, d_s, valid, dq * scale, D)
 
 
 @triton.jit
@@ -254,7 +261,8 @@ def backward_kv(
     begin, end = tl.min(first, 0), tl.max(behind, 0)
     full_begin = tl.max(first, 0)
     full_end, before, masked = _stretches(begin, full_begin, tl.min(behind, 0), end, BLOCK_M)
-    for h in range(hk * G, hk * G + G):
+    for g in range(G):
+        h = hk * G + g
         at = (b * H + h).to(tl.int64) * S
         for m in range(full_begin, full_end, BLOCK_M):
             query = m + tl.arange(0, BLOCK_M)

@@ -140,7 +140,7 @@ def _config(kernel: Kernel, x: torch.Tensor) -> Config:
 
 def _options(how: Config, x: torch.Tensor | None = None) -> dict[str, Any]:
     """What a launch says beside its arguments; with x, the precision of its products too."""
-    options: dict[str, Any] = {"num_warps": how.num_warps, "num_stages": how.num_stages}
+    options: dict[str, Any] = {"num_warps": how.num_warps, "num_stages": how.num_stages, "enable_fp_fusion": True}
     if x is not None:
         options["PRECISION"] = "tf32x3" if x.dtype == torch.float32 else "ieee"
     return options

@@ -69,6 +69,12 @@ def _tensors(index: Index) -> tuple[torch.Tensor, ...]:
     return index.queries, index.lo, index.hi, index.keys, index.seen_lo, index.seen_hi, index.classes
 
 
+def _laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """x in the memory layout that is announced to the compiler: that of ``like``, whichever of H and S comes first."""
+    strides = torch.empty_like(like, device="meta").stride()
+    return x if x.stride() == strides else torch.empty_like(like).copy_(x)
+
+
 def _place(q: torch.Tensor) -> Any:
     """The module that computes where q is."""
     return launch if launch is not None and launch.usable(q) else reference
@@ -91,13 +97,13 @@ def _forward(
     """Output [B, H, S, D], and log-sum-exp [B, H, S] for the backward."""
     index = Index(queries, lo, hi, keys, seen_lo, seen_hi, classes)
     out, lse = _place(q).forward(q, k, v, index, scale)
-    return out.contiguous(), lse
+    return _laid_out(out, q), lse
 
 
 @_forward.register_fake
 def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     kind = torch.promote_types(q.dtype, torch.float32)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=kind)
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=kind)
 
 
 @torch.library.custom_op("trainer::stream_attention_backward", mutates_args=())
@@ -120,15 +126,15 @@ def _backward(
     """Gradients of q, k and v."""
     index = Index(queries, lo, hi, keys, seen_lo, seen_hi, classes)
     d_q, d_k, d_v = _place(q).backward(d_out, q, k, v, out, lse, index, scale)
-    return d_q.contiguous(), d_k.contiguous(), d_v.contiguous()
+    return _laid_out(d_q, q), d_k.contiguous(), d_v.contiguous()
 
 
 @_backward.register_fake
 def _(
     d_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    return d_q, d_k, d_v
+    d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+    return torch.empty_like(q), d_k, d_v
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
