@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from cells import Cells, dense, draw, mask, tensors
 from torch.nn.functional import scaled_dot_product_attention
 
-from cells import Cells, dense, draw, mask, tensors
 from trainer.attention import Index, build_index, launch, stream_attention
 
 SHAPES = [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1)]  # query heads, key heads

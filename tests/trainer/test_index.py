@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from cells import POLICIES, Cells, draw, mask, policy
+
 from trainer.attention import build_index
 from trainer.attention.reference import dense_mask
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cells import draw, policy, tensors
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from cells import draw, policy, tensors
 from trainer.attention import Index, build_index, op, stream_attention
 
 
@@ -70,7 +70,7 @@ def test_another_index_does_not_compile_again() -> None:
     rng = np.random.default_rng(0)
     rows, streams = (x.reshape(-1) for x in np.indices((10, 6)))
     q, k, v, _ = tensors(0, rows.size, 1, 1, 32, torch.float32)
-    for number, name in enumerate(["default", "earlier", "pairs", "nobody", "own", "default"]):
+    for number, name in enumerate(["default", "earlier", "pairs", "one sees nobody", "own", "default"]):
         silent = rng.random(rows.size) < 0.15 * number
         index = build_index(rows, streams, rows * 0, silent, policy(name, 6, rng))
         assert torch.equal(run(q, k, v, index), stream_attention(q, k, v, index))

@@ -1,7 +1,7 @@
 """Attention over the cells of stream grids: exact, fused, without an S×S mask.
 
-    index = build_index(rows, streams, docs)       # a few integers per cell
-    out = stream_attention(q, k, v, index)         # q [B, H, S, D]; k, v [B, Hk, S, D]
+``build_index`` turns rows, streams and conversations of S cells into a few integers per cell; ``stream_attention``
+attends with them.
 """
 
 from trainer.attention.index import Index, build_index

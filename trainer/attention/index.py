@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 Cells = NDArray[Any] | torch.Tensor  # [S], one number or truth value per cell
 Ints = NDArray[Any]
 Bools = NDArray[np.bool_]
+Class = tuple[Bools | None, Bools | None]  # which cells ask, and which may answer; None: all of them
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ def build_index(
     doc_lo, doc_hi = _extents(begins_doc)
     row_lo, row_hi = _extents(begins_row)
 
-    if visibility is None:
-        classes = [(None, sounding)]
-    else:
+    classes: list[Class] = [(None, sounding)]
+    if visibility is not None:
         classes = _classes(_ints("streams", streams, like=rows), visibility, sounding)
     parts: list[tuple[Ints, ...]] = []
     queries = 0  # before this class
@@ -93,7 +93,7 @@ def build_index(
         queries += query.size
         bounds.append(bounds[-1] + key.size)
     columns = parts[0] if len(parts) == 1 else tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-    return Index(*map(torch.from_numpy, columns), classes=torch.tensor(bounds))
+    return Index(*map(torch.from_numpy, (*columns, np.array(bounds))))
 
 
 def _boundaries(row: Ints, doc: Ints) -> tuple[Bools, Bools]:
@@ -126,8 +126,8 @@ def _extents(begins: Bools) -> tuple[Ints, Ints]:
     return np.repeat(first, behind - first), np.repeat(behind, behind - first)
 
 
-def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[tuple[Bools | None, Bools | None]]:
-    """For every class that has a cell: which cells ask, and which may answer. None: all of them."""
+def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[Class]:
+    """The classes that have a cell. Raises ValueError for a matrix that does not fit."""
     matrix = _array(visibility)
     if matrix.dtype != bool or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"visibility must be bool [C, C], not {matrix.dtype} {list(matrix.shape)}")
@@ -137,7 +137,7 @@ def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[tu
     if len(reads) == 1 and reads.all():
         return [(None, sounding)]
     asking = class_of.reshape(-1)[stream]
-    classes: list[tuple[Bools | None, Bools | None]] = []
+    classes = []
     for number, readable in enumerate(reads):
         asks = asking == number
         if asks.any():

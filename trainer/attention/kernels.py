@@ -1,25 +1,26 @@
 """Attention of every query to itself and to one interval of keys: the Triton kernels, forward and backward.
 
-Shapes: B batch, H query heads, G = H / Hk of them per key head, S cells, N keys (one class in the dK/dV kernel, all of
-them elsewhere), D head dim. Queries stand in the order of the index, class by class; ``cells[i]`` is where query i is in
-the caller's tensors. Keys and values are compacted: position n is the n-th key. Both intervals of the index are
-monotone, so what a tile of queries sees is one stretch of keys, of which the middle is seen by every query:
+Shapes: B batch, H query heads, G = H / Hk of them per key head, S cells, N keys, D head dim. Queries stand in the order
+of the index, class by class; ``cells[i]`` is where query i is in the caller's tensors. Keys and values are compacted:
+position n is the n-th key. Both intervals of the index are monotone, so what a tile of queries sees is one stretch of
+keys, of which the middle is seen by every query:
 
     first lo ─── last lo ═══════════════ first hi ─── last hi
            masked          no mask             masked
 
-Tensor descriptors load what loops go over: bulk copies on Hopper and later, ordinary loads before. Outside a tensor they
-read zeros. Nothing is written by two programs, so results do not depend on who was first.
+Tensor descriptors load what loops go over: bulk copies on Hopper and later, ordinary loads before. Outside a tensor
+they read zeros. Nothing is written by two programs, so results do not depend on who was first.
 
 The softmax is the online one (Milakov and Gimelshein, 2018), in base 2, seeded with the query's own key: m = q·kᵢ,
 l = 1, acc = vᵢ. So m is finite from the start, and a query that sees nothing else needs no special case. The backward
 recomputes probabilities from the stored log-sum-exp and uses delta = Σ o·do (Dao, FlashAttention-2, 2023).
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

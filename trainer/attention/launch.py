@@ -6,12 +6,13 @@ Shapes as in ``op``: q, out [B, H, S, D], k, v [B, Hk, S, D], lse [B, H, S].
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
-import triton
+import triton  # type: ignore[import-untyped]
 from torch.nn.functional import pad
-from triton.tools.tensor_descriptor import TensorDescriptor
+from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-untyped]
 
 from trainer.attention import kernels
 from trainer.attention.configs import HEAD_DIMS, Config, Kernel, config
@@ -70,9 +71,8 @@ def backward(
     bounds = index.classes.tolist()
     one_class = len(bounds) == 2
     d_q = torch.empty_like(q)
-    d_k, d_v = (
-        torch.empty(k.shape, dtype=k.dtype if one_class else torch.float32, device=k.device) for _ in range(2)
-    )
+    added_up = k.dtype if one_class else torch.float32
+    d_k, d_v = (torch.empty(k.shape, dtype=added_up, device=k.device) for _ in range(2))
     delta = torch.empty_like(lse)
     compact_k, compact_v = _keys(k, index), _keys(v, index)
     with _on(q):
@@ -95,7 +95,7 @@ def backward(
         if not one_class:
             q, d_out, lse, delta = (x.index_select(2, index.queries) for x in (q, d_out, lse, delta))
         queries, d_outs = _tiles(q, how.block_m), _tiles(d_out, how.block_m)
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in pairwise(bounds):
             if begin < end:
                 kernels.backward_kv[(triton.cdiv(end - begin, how.block_n), batch * key_heads)](
                     queries, d_outs, keys, values, lse, delta, d_k, d_v, index.keys, index.seen_lo, index.seen_hi,

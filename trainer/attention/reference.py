@@ -6,6 +6,8 @@ Takes memory for H · S² scores, so it is for tests, small models and devices t
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from trainer.attention.index import Index
@@ -16,7 +18,7 @@ def dense_mask(index: Index) -> torch.Tensor:
     size = len(index)
     mask = torch.eye(size, dtype=torch.bool, device=index.queries.device)
     bounds = index.classes.tolist()
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in pairwise(bounds):
         keys = torch.arange(begin, end, device=mask.device)
         seen = (index.lo[:, None] <= keys) & (keys < index.hi[:, None])  # [S, keys of the class]
         query, key = seen.nonzero(as_tuple=True)
