@@ -67,7 +67,7 @@ def source(kernel: Kernel, how: Config, dtype: torch.dtype, dim: int) -> ASTSour
 
 
 def resources(kernel: Kernel, capability: int, dtype: torch.dtype, dim: int) -> dict[str, Any]:
-    """Registers per thread, bytes per thread that did not fit in them, bytes of shared memory, wgmma and bulk copies."""
+    """Registers per thread, bytes per thread that did not fit there, bytes of shared memory, wgmma, bulk copies."""
     how = config(kernel, dim, dtype.itemsize, capability // 10)
     compiled = triton.compile(
         source(kernel, how, dtype, dim),
