@@ -89,8 +89,8 @@ def forward(
 
     q, out [B, H, S, D] and k, v [B, Hk, S, D] by strides; keys, values: descriptors [B, Hk, N, D]; lse [B, H, S].
     """
-    b = tl.program_id(1) // H
-    h = tl.program_id(1) % H
+    b = tl.program_id(2)
+    h = tl.program_id(1)
     hk = h // G
     # Later queries see more keys: they go first, so that the last programs to run are short ones.
     i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -109,10 +109,6 @@ def forward(
     begin, end = tl.min(first, 0), tl.max(behind, 0)
     full_begin = tl.max(first, 0)
     full_end, before, masked = _stretches(begin, full_begin, tl.min(behind, 0), end, BLOCK_N)
-    for n in range(full_begin, full_end, BLOCK_N):
-        k_tile = _tile(keys, b, hk, n, BLOCK_N, D)
-        v_tile = _tile(values, b, hk, n, BLOCK_N, D)
-        acc, m, total = _attend(q_tile, k_tile, v_tile, acc, m, total, None, scale, False, PRECISION)
     for t in range(masked):
         n = tl.where(t < before, begin + t * BLOCK_N, full_end + (t - before) * BLOCK_N)
         key = n + tl.arange(0, BLOCK_N)
@@ -121,9 +117,15 @@ def forward(
         k_tile = _tile(keys, b, hk, n, BLOCK_N, D)
         v_tile = _tile(values, b, hk, n, BLOCK_N, D)
         acc, m, total = _attend(q_tile, k_tile, v_tile, acc, m, total, seen, scale, True, PRECISION)
+    for n in range(full_begin, full_end, BLOCK_N):
+        k_tile = _tile(keys, b, hk, n, BLOCK_N, D)
+        v_tile = _tile(values, b, hk, n, BLOCK_N, D)
+        acc, m, total = _attend(q_tile, k_tile, v_tile, acc, m, total, None, scale, False, PRECISION)
 
+    # Loaded again: kept, the numbers would take registers in the loops.
+    cell = tl.load(cells + i, mask=valid, other=0, volatile=True)
     _put_rows(_head(out, b, h, o_b, o_h), cell, o_s, valid, acc / total[:, None], D)
-    tl.store(lse + tl.program_id(1).to(tl.int64) * S + cell, (m + tl.log2(total)) / LOG2E, mask=valid)
+    tl.store(lse + (b * H + h).to(tl.int64) * S + cell, (m + tl.log2(total)) / LOG2E, mask=valid)
 
 
 @triton.jit
@@ -138,9 +140,8 @@ def own(
     The own key stays out of the other kernels' loops over keys: in the dK/dV kernel it costs more registers than there
     are. One program takes BLOCK_M cells of a key head, and all query heads of its group in order.
     """
-    heads = H // G
-    b = tl.program_id(1) // heads
-    hk = tl.program_id(1) % heads
+    b = tl.program_id(2)
+    hk = tl.program_id(1)
     cell = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = cell < S
     k_tile = _rows(_head(k, b, hk, k_b, k_h), cell, k_s, valid, D).to(tl.float32)
@@ -159,7 +160,7 @@ def own(
         p = tl.exp2((s - tl.load(lse + at, mask=valid, other=0.0)) * LOG2E)
         dv += p[:, None] * do
         dk += (p * (tl.sum(do * v_tile, 1) - d) * scale)[:, None] * q_tile
-    base = tl.program_id(1).to(tl.int64) * S * D
+    base = (b * (H // G) + hk).to(tl.int64) * S * D
     _put_rows(d_k + base, cell, D, valid, dk, D)
     _put_rows(d_v + base, cell, D, valid, dv, D)
 
@@ -182,8 +183,8 @@ def backward_q(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """d_q[b, h, cells[i]] of BLOCK_M queries i of one head, own key included."""
-    b = tl.program_id(1) // H
-    h = tl.program_id(1) % H
+    b = tl.program_id(2)
+    h = tl.program_id(1)
     hk = h // G
     i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = i < S
@@ -193,7 +194,7 @@ def backward_q(
 
     q_tile = _rows(_head(q, b, h, q_b, q_h), cell, q_s, valid, D)
     do = _rows(_head(d_out, b, h, g_b, g_h), cell, g_s, valid, D)
-    at = tl.program_id(1).to(tl.int64) * S + cell
+    at = (b * H + h).to(tl.int64) * S + cell
     lse2 = tl.load(lse + at, mask=valid, other=0.0) * LOG2E
     d = tl.load(delta + at, mask=valid, other=0.0)
     own_k = _rows(_head(k, b, hk, k_b, k_h), cell, k_s, valid, D).to(tl.float32)
@@ -205,10 +206,6 @@ def backward_q(
     begin, end = tl.min(first, 0), tl.max(behind, 0)
     full_begin = tl.max(first, 0)
     full_end, before, masked = _stretches(begin, full_begin, tl.min(behind, 0), end, BLOCK_N)
-    for n in range(full_begin, full_end, BLOCK_N):
-        k_tile = _tile(keys, b, hk, n, BLOCK_N, D)
-        v_tile = _tile(values, b, hk, n, BLOCK_N, D)
-        dq = _query_step(q_tile, do, k_tile, v_tile, lse2, d, dq, None, scale2, False, PRECISION)
     for t in range(masked):
         n = tl.where(t < before, begin + t * BLOCK_N, full_end + (t - before) * BLOCK_N)
         key = n + tl.arange(0, BLOCK_N)
@@ -217,6 +214,10 @@ def backward_q(
         k_tile = _tile(keys, b, hk, n, BLOCK_N, D)
         v_tile = _tile(values, b, hk, n, BLOCK_N, D)
         dq = _query_step(q_tile, do, k_tile, v_tile, lse2, d, dq, seen, scale2, True, PRECISION)
+    for n in range(full_begin, full_end, BLOCK_N):
+        k_tile = _tile(keys, b, hk, n, BLOCK_N, D)
+        v_tile = _tile(values, b, hk, n, BLOCK_N, D)
+        dq = _query_step(q_tile, do, k_tile, v_tile, lse2, d, dq, None, scale2, False, PRECISION)
 
     _put_rows(_head(d_q, b, h, d_b, d_h), cell, d_s, valid, dq * scale, D)
 
@@ -245,9 +246,8 @@ def backward_kv(
     N_BEGIN to N_END are the class. One program goes through the query heads of its group in order, so that nobody else
     adds to its rows.
     """
-    heads = H // G
-    b = tl.program_id(1) // heads
-    hk = tl.program_id(1) % heads
+    b = tl.program_id(2)
+    hk = tl.program_id(1)
     start = N_BEGIN + tl.program_id(0) * BLOCK_N
     n = start + tl.arange(0, BLOCK_N)
     valid = n < N_END
@@ -284,7 +284,7 @@ def backward_kv(
             dk, dv = _key_step(k_tile, v_tile, q_tile, do, lse2, d, dk, dv, seen, scale2, True, PRECISION)
 
     cell = tl.load(cells + n, mask=valid, other=0)
-    base = tl.program_id(1).to(tl.int64) * S * D
+    base = (b * (H // G) + hk).to(tl.int64) * S * D
     dk = dk * scale + _rows(d_k + base, cell, D, valid, D).to(tl.float32)
     dv += _rows(d_v + base, cell, D, valid, D).to(tl.float32)
     _put_rows(d_k + base, cell, D, valid, dk, D)

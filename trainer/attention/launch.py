@@ -40,7 +40,7 @@ def forward(
     how = _config("forward", q)
     keys, values = _tiles(_keys(k, index), how.block_n), _tiles(_keys(v, index), how.block_n)
     with _on(q):
-        kernels.forward[(triton.cdiv(size, how.block_m), batch * heads)](
+        kernels.forward[(triton.cdiv(size, how.block_m), heads, batch)](
             q, k, v, keys, values, out, lse, index.queries, index.lo, index.hi, scale,
             *_strides(q, k, v, out), heads, heads // k.shape[1], size, wide,
             how.block_m, how.block_n, **_options(how, q),
@@ -77,14 +77,14 @@ def backward(
     compact_k, compact_v = _keys(k, index), _keys(v, index)
     with _on(q):
         how = _config("own", q)
-        kernels.own[(triton.cdiv(size, how.block_m), batch * key_heads)](
+        kernels.own[(triton.cdiv(size, how.block_m), key_heads, batch)](
             q, k, v, out, d_out, lse, delta, d_k, d_v, scale,
             *_strides(q, k, v, out, d_out), heads, group, size, wide, how.block_m, **_options(how),
         )  # fmt: skip
 
         how = _config("backward_q", q)
         keys, values = _tiles(compact_k, how.block_n), _tiles(compact_v, how.block_n)
-        kernels.backward_q[(triton.cdiv(size, how.block_m), batch * heads)](
+        kernels.backward_q[(triton.cdiv(size, how.block_m), heads, batch)](
             q, k, v, d_out, keys, values, lse, delta, d_q, index.queries, index.lo, index.hi, scale,
             *_strides(q, k, v, d_out, d_q), heads, group, size, wide,
             how.block_m, how.block_n, **_options(how, q),
@@ -97,7 +97,7 @@ def backward(
         queries, d_outs = _tiles(q, how.block_m), _tiles(d_out, how.block_m)
         for begin, end in pairwise(bounds):
             if begin < end:
-                kernels.backward_kv[(triton.cdiv(end - begin, how.block_n), batch * key_heads)](
+                kernels.backward_kv[(triton.cdiv(end - begin, how.block_n), key_heads, batch)](
                     queries, d_outs, keys, values, lse, delta, d_k, d_v, index.keys, index.seen_lo, index.seen_hi,
                     scale, begin, end, heads, group, size, wide,
                     how.block_m, how.block_n, **_options(how, q),
