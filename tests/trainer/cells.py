@@ -81,7 +81,7 @@ def policy(name: str, streams: int, rng: np.random.Generator) -> NDArray[Any] | 
             return own | (rng.random((streams, streams)) < 0.5)
 
 
-def draw(seed: int, most: int = 110) -> Cells:
+def draw(seed: int, most: int = 80) -> Cells:
     """Cells number ``seed``: policies, stream counts, padding, holes and silence in turn, so that all pairs occur."""
     rng = np.random.default_rng(seed)
     count = [1, 2, 3, 5, 10, 24, 90, 200][rng.integers(8)]

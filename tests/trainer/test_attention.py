@@ -120,6 +120,19 @@ def test_two_runs_give_the_same_bits(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_classes_are_added_up_in_float32() -> None:
+    """One key gets 4096 from itself and 0.5 from each of 33 cells in as many classes: float16 would lose every half."""
+    streams = np.arange(-1, 33).clip(0)
+    visibility = np.eye(33, dtype=bool)
+    visibility[:, 0] = True
+    index = build_index(np.arange(34).clip(0, 1), streams, streams * 0, visibility=visibility)
+    q = torch.zeros(1, 1, 34, 32, dtype=torch.float16, requires_grad=True)
+    d_out = torch.ones_like(q)
+    d_out[:, :, 0] = 4096
+    (d_v,) = torch.autograd.grad(stream_attention(q.detach(), q.detach(), q, index), q, d_out)
+    assert (d_v[:, :, 0] == 4112).all()
+
+
 def test_any_memory_layout() -> None:
     """Heads inside rows, as a model's projection leaves them; a slice of something larger; a gradient of one number."""
     cells = draw(5)

@@ -234,7 +234,7 @@ def _key_step(k, v, q, do, lse, delta, dk, dv, seen, scale, MASKED: tl.constexpr
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N_BEGIN", "N_END"])  # they change with every sequence: compile once for all
 def backward_kv(
     queries, d_outs, keys, values, lse, delta, d_k, d_v, cells, seen_lo, seen_hi, scale,
     N_BEGIN, N_END, H, G, S,
