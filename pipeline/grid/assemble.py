@@ -50,10 +50,10 @@ def tokenize_plans(
         own_ends: list[list[int]] = [[] for _ in parts]
         places: list[list[int]] = [[] for _ in parts]
         texts += [p.text for p in parts]
+        stream += [stream_number[segment.stream] for segment in segments]
+        part += [segment.part for segment in segments]
         for place, segment in enumerate(segments, first):
             index = segment.part
-            stream.append(stream_number[segment.stream])
-            part.append(index)
             if index >= 0:
                 own_ends[index].append(segment.end)
                 places[index].append(place)

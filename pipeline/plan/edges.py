@@ -7,7 +7,7 @@ stream has it already, for a stream keeps its own order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from pipeline.layout import DROP, REJECT, Layout
 from pipeline.plan.plan import Dependency, Segment
@@ -17,9 +17,10 @@ from pipeline.read.conversation import INPUT_ROLES, Part
 class Edges:
     """Builds the segments of one conversation, part by part, and keeps what later parts have to wait for."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, spoken: Container[str]) -> None:
+        """``spoken``: the streams that the model writes for the world (:func:`spoken_streams`)."""
         self.segments: list[Segment] = []
-        self._spoken = {stream.name for stream in layout.streams if stream.kind == "output"}
+        self._spoken = spoken
         #: Stream and last segment of every input part so far.
         self._heard: list[tuple[str, int]] = []
         #: Last segment of the newest system part.
@@ -54,7 +55,10 @@ class Edges:
 
     def _newest_inputs(self, heard: int, stream: str) -> list[int]:
         """The last segment of every other stream among the input parts from number ``heard`` on."""
-        newest = dict(self._heard[heard:])
+        inputs = self._heard[heard:]
+        if len(inputs) == 1:
+            return [] if inputs[0][0] == stream else [inputs[0][1]]
+        newest = dict(inputs)
         newest.pop(stream, None)
         return list(newest.values())
 
@@ -93,6 +97,11 @@ class Edges:
         if stream in self._spoken:
             self._said[stream] = last
         return range(first, last + 1)
+
+
+def spoken_streams(layout: Layout) -> frozenset[str]:
+    """The names of the streams that the model writes for the world."""
+    return frozenset(stream.name for stream in layout.streams if stream.kind == "output")
 
 
 def streams_for(layout: Layout) -> dict[str, list[str]]:

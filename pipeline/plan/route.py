@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 
@@ -38,32 +37,34 @@ class Filter(msgspec.Struct, frozen=True):
 _EVERYTHING = Filter()
 
 
-def route(conversation: Conversation, layout: Layout) -> tuple[list[Part], Counter[str]]:
+def route(conversation: Conversation, layout: Layout) -> tuple[list[Part], dict[str, int]]:
     """The parts that the layout has a stream for, and how many of each role it drops.
 
     Raises :class:`Rejected` for a role that the layout refuses, and where nothing is left that a model wrote.
     """
     parts = conversation.parts
     targets = layout.roles
-    dropped: Counter[str] = Counter()
+    dropped: dict[str, int] = {}
+    written = False
     for part in parts:
-        target = targets[part.role]
+        role = part.role
+        target = targets[role]
         if target == DROP:
-            dropped[part.role] += 1
+            dropped[role] = dropped.get(role, 0) + 1
         elif target == REJECT:
             raise Rejected(
                 Reason.NO_STREAM_FOR_ROLE,
-                f"message {part.message}: layout '{layout.name}' has no stream for a {part.role}; "
+                f"message {part.message}: layout '{layout.name}' has no stream for a {role}; "
                 f"'--recipe agent' has one for every role",
             )
-    if dropped:
-        parts = _without(parts, dropped)
-    if all(part.role in INPUT_ROLES for part in parts):
+        elif role not in INPUT_ROLES:
+            written = True
+    if not written:
         raise Rejected(Reason.NO_OUTPUT, "nothing in this conversation was written by a model, so it teaches none")
-    return parts, dropped
+    return (_without(parts, dropped) if dropped else parts), dropped
 
 
-def _without(parts: Sequence[Part], dropped: Counter[str]) -> list[Part]:
+def _without(parts: Sequence[Part], dropped: Container[str]) -> list[Part]:
     """The parts whose role is not dropped; replies point to the new places of their calls."""
     place: dict[int, int] = {}
     kept: list[Part] = []

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-# Where a sentence may end: at a line break; after a run of . ! ? … and closing quotes or brackets, if whitespace follows;
-# after the full stops of scripts that put no space between sentences. Each run is taken once and never given back, so
-# the search takes linear time. The expressions start with one set of characters, so that ordinary text is skipped quickly.
-_ASCII = re.compile(r"""[.!?\n](?:(?<=\n)\s*+|[.!?"')\]]*+)""")
-_ANY = re.compile(r"""[.!?…؟।。！？\n](?:(?<=\n)\s*+|(?<=[。！？])[。！？」』”’）]*+|[.!?…؟।"'”’»)\]]*+)""")
+# Where a sentence may end: at a line break; after . ! ? … and closing quotes or brackets, if whitespace follows; after the
+# full stops of scripts that put no space between sentences. The expressions start with one set of characters, so that
+# ordinary text is skipped quickly, and no run in them is unbounded and tried twice, so that the time is linear.
+_ASCII = re.compile(r"""[.!?\n](?:(?<=\n)\s*+|[.!?"')\]]{0,9}+(?=\s))""")
+_ANY = re.compile(r"""[.!?…؟।。！？\n](?:(?<=\n)\s*+|(?<=[。！？])[。！？」』”’）]*+|[.!?…؟।"'”’»)\]]{0,9}+(?=\s))""")
 
 _ABBREVIATIONS = (" Mr", " Mrs", " Ms", " Dr", " Prof", " St", " vs", " etc", " cf", " No", "e.g", "i.e")
 
@@ -35,11 +35,8 @@ def sentences(text: str) -> list[int]:
                 end -= 1
             if end == last:
                 continue  # a blank line ends nothing
-        else:
-            if mark not in "。！？" and not text[end : end + 1].isspace():
-                continue
-            if mark == "." and end == begin + 1 and _ends_no_sentence(text, begin):
-                continue
+        elif mark == "." and end == begin + 1 and _ends_no_sentence(text, begin):
+            continue
         ends.append(end)
         last = end
     size = len(text)

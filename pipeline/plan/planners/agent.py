@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 
 from pipeline.layout import DROP, REJECT, Layout
-from pipeline.plan.edges import Edges
+from pipeline.plan.edges import Edges, spoken_streams
 from pipeline.plan.plan import Segment
 from pipeline.read.conversation import INPUT_ROLES, Part
 
@@ -42,12 +42,13 @@ class Planner:
 
     def __init__(self, layout: Layout, options: Options) -> None:
         self._layout = layout
+        self._spoken = spoken_streams(layout)
         self._options = options
         results = layout.roles["result"]
         self._lanes = layout.lanes(results) if results not in (DROP, REJECT) else []
 
     def __call__(self, parts: Sequence[Part]) -> list[Segment]:
-        edges = Edges(self._layout)
+        edges = Edges(self._spoken)
         queue = self._queue(parts)
         newest: dict[str, int] = {}  # the last segment of the newest result in every lane
         for index in _in_queue_order(parts, queue):

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from pipeline.layout import Layout
-from pipeline.plan.edges import Edges
+from pipeline.plan.edges import Edges, spoken_streams
 from pipeline.plan.plan import Dependency, Segment
 from pipeline.plan.segments import sentences
 from pipeline.read.conversation import Part
@@ -36,13 +36,13 @@ class Planner:
     """Paces the answers of a turn by its input."""
 
     def __init__(self, layout: Layout, options: Options) -> None:
-        self._layout = layout
+        self._spoken = spoken_streams(layout)
         self._stream = {role: (layout.lanes(target) or [target])[0] for role, target in layout.roles.items()}
         self._by_sentence = options.unit == "sentence"
         self._k = options.k
 
     def __call__(self, parts: Sequence[Part]) -> list[Segment]:
-        edges = Edges(self._layout)
+        edges = Edges(self._spoken)
         pace = _Pace(self._k, self._by_sentence)
         for index, part in enumerate(parts):
             role = part.role

@@ -122,7 +122,7 @@ def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str,
             parts, dropped_here = route(conversation, view.context.layout)
             outcome = "converted" if recipe.filter.keeps(parts) else "filtered"
         except Rejected as rejected:
-            outcome, parts, dropped_here = str(rejected.reason), [], {}  # type: ignore[assignment]
+            outcome, parts, dropped_here = str(rejected.reason), [], {}
         found = _outcome(line, place)
         if not _agree(outcome, found, line):
             findings.add(Code.OUTCOME, view.file, record_id, expected=outcome, found=found)
