@@ -65,6 +65,7 @@ def report(name: str, results: dict[str, Any], path: Path | None) -> None:
     document = {"benchmark": name, "machine": machine(), **results}
     print(json.dumps(document, indent=1))
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n")
 
 

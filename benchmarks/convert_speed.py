@@ -109,7 +109,7 @@ def ours(tokenizer: str, corpus: Path, settings: Sequence[str]) -> tuple[float, 
 def main() -> None:
     """Run the rounds and report."""
     options = parser(__doc__)
-    options.add_argument("--conversations", type=int, default=50_000)
+    options.add_argument("--conversations", type=int, default=100_000)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--unit", choices=["sentence", "token"], default="sentence")
     given = options.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -47,11 +48,24 @@ def tokenize_plans(
     plan_texts = [0]
     for parts, segments in plans:
         first = offsets[-1]
-        own_ends: list[list[int]] = [[] for _ in parts]
-        places: list[list[int]] = [[] for _ in parts]
+        count = len(segments)
         texts += [p.text for p in parts]
         stream += [stream_number[segment.stream] for segment in segments]
-        part += [segment.part for segment in segments]
+        numbers = [segment.part for segment in segments]
+        part += numbers
+        offsets.append(first + count)
+        if numbers[:1] >= [0] and numbers == sorted(numbers):  # part by part, as most plans are
+            own = [segment.end for segment in segments]
+            begin = 0
+            for index in range(len(parts)):
+                stop = bisect_right(numbers, index, begin)
+                ends.append(own[begin:stop])
+                begin = stop
+            order += range(first, first + count)
+            plan_texts.append(len(texts))
+            continue
+        own_ends: list[list[int]] = [[] for _ in parts]
+        places: list[list[int]] = [[] for _ in parts]
         for place, segment in enumerate(segments, first):
             index = segment.part
             if index >= 0:
@@ -65,7 +79,6 @@ def tokenize_plans(
         ends += own_ends
         for of_text in places:
             order += of_text
-        offsets.append(first + len(segments))
         plan_texts.append(len(texts))
 
     encoded = encode_segments(tokenizer, texts, ends)

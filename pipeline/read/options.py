@@ -17,7 +17,7 @@ class ReadOptions(msgspec.Struct, frozen=True):
     #: A larger raw record is quarantined as ``too_large`` and never held in memory. Bytes.
     max_record_bytes: int = 16 * MIB
     #: A shard closes when it holds this many records …
-    shard_records: int = 4096
+    shard_records: int = 8192
     #: … or this many bytes of raw records, whichever comes first.
     shard_bytes: int = 32 * MIB
     #: Read at most this many records, over all files in order; None: all.
