@@ -56,11 +56,11 @@ def tokenize_plans(
         offsets.append(first + count)
         if numbers[:1] >= [0] and numbers == sorted(numbers):  # part by part, as most plans are
             own = [segment.end for segment in segments]
-            begin = 0
+            done = 0
             for index in range(len(parts)):
-                stop = bisect_right(numbers, index, begin)
-                ends.append(own[begin:stop])
-                begin = stop
+                stop = bisect_right(numbers, index, done)
+                ends.append(own[done:stop])
+                done = stop
             order += range(first, first + count)
             plan_texts.append(len(texts))
             continue
