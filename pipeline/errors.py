@@ -39,12 +39,21 @@ class Reason(StrEnum):
     NOT_REVERSIBLE = "not_reversible"  # the tokenizer does not give this text back
     TOO_LONG = "too_long"  # more rows than max_rows
     PLAN_INVALID = "plan_invalid"  # a plan given with --plans does not fit the conversation
+    # the teacher
+    TEACHER_REFUSED = "teacher_refused"  # the engine will not answer: the prompt is too long for it, a filter, …
+    TEACHER_TRUNCATED = "teacher_truncated"  # every answer ended before its end
+    TEACHER_INVALID = "teacher_invalid"  # no answer was valid
+    CAUSALITY = "causality"  # a prompt held text that the schedule places later than the horizon allows
 
 
 class Rejected(Exception):
-    """One record cannot be converted; it goes to quarantine with ``reason`` and ``message``."""
+    """One record cannot be converted; it goes to quarantine with ``reason`` and ``message``.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    ``answers``: what a teacher said, where that is the reason; raw.
+    """
+
+    def __init__(self, reason: Reason, message: str, answers: tuple[str, ...] = ()) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = message
+        self.answers = answers

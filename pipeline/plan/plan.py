@@ -36,11 +36,34 @@ class Segment(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     earliest: int = 0
 
 
-class Plan(msgspec.Struct, frozen=True, gc=False):
+class GivenAnswer(msgspec.Struct, frozen=True, gc=False):
+    """An answer that a plan was made from: its key in the answer store, and how it ended."""
+
+    key: str
+    finish_reason: str
+
+
+class Provenance(msgspec.Struct, frozen=True, gc=False):
+    """Where a teacher's plan comes from."""
+
+    planner: str
+    #: SHA-256 of the prompt's templates.
+    prompt: str
+    model: str
+    revision: str | None
+    temperature: float
+    top_p: float
+    seed: int
+    answers: list[GivenAnswer]
+
+
+class Plan(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The plan of one conversation: what one line of ``plans/`` holds."""
 
     id: str
     segments: list[Segment]
+    #: None for planners that are rules.
+    teacher: Provenance | None = None
 
 
 class Plans(NamedTuple):
