@@ -183,7 +183,7 @@ class ShardConverter:
             if record_id not in plans.by_id:
                 raise Rejected(Reason.PLAN_INVALID, f"--plans holds no plan for {record_id}")
             segments = relayout(plans.by_id[record_id].segments, conversation.parts, plans.layout, self._layout)
-            check_plan(segments, parts, self._routes, self._stream_number)
+            check_plan(segments, parts, self._routes, self._written)
         if dropped_here:
             dropped.update(dropped_here)
         return _Draft(record, hashlib.sha256(record.raw).digest(), parts, conversation.meta, segments)

@@ -74,7 +74,7 @@ class Edges:
     ) -> range:
         """Add the segments of a part that is cut at ``ends`` (code points); ``after[i]`` are the edges of the i-th.
 
-        ``paced``: they are not the default edges, so later parts of the stream cannot rely on them.
+        ``paced``: they are not the default edges, so later parts cannot rely on them.
         """
         segments = self.segments
         first = len(segments)
@@ -90,13 +90,27 @@ class Edges:
             if role == "system":
                 self._system = [last]
         elif role == "think":
-            self._thought = (last, len(self._heard))
-            self._waited[stream] = self._thought
+            self._think(stream, last, paced)
         elif not paced:
             self._waited[stream] = (self._thought[0], len(self._heard))
         if stream in self._spoken:
             self._said[stream] = last
         return range(first, last + 1)
+
+    def add_thought(self, stream: str, text: str, after: tuple[Dependency, ...]) -> int:
+        """Add a generated thought, which what comes later waits for as for a recorded one; its segment's number."""
+        number = self.add_note(stream, text, after)
+        self._think(stream, number, paced=True)
+        return number
+
+    def add_note(self, stream: str, text: str, after: tuple[Dependency, ...]) -> int:
+        """Add generated text that nothing waits for; its segment's number."""
+        self.segments.append(Segment(stream, -1, 0, len(text), text, after))
+        return len(self.segments) - 1
+
+    def _think(self, stream: str, last: int, paced: bool) -> None:
+        heard = self._waited.get(stream, (-1, 0))[1] if paced else len(self._heard)
+        self._thought = self._waited[stream] = (last, heard)
 
 
 def spoken_streams(layout: Layout) -> frozenset[str]:

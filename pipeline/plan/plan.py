@@ -5,7 +5,7 @@ A plan is stored as one JSON line and can be scheduled again for another tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -73,36 +73,63 @@ class Plans(NamedTuple):
     by_id: Mapping[str, Plan]
 
 
+def replaces(segments: Sequence[Segment]) -> bool:
+    """Whether a plan stands in place of its conversation: it refers to none of its parts, and has text of its own."""
+    return bool(segments) and all(segment.part == -1 and segment.text is not None for segment in segments)
+
+
 def check_plan(
-    segments: Sequence[Segment], parts: Sequence[Part], routes: Mapping[str, Sequence[str]], streams: Container[str]
+    segments: Sequence[Segment],
+    parts: Sequence[Part],
+    routes: Mapping[str, Sequence[str]],
+    written: Mapping[str, bool],
 ) -> None:
     """Check a plan that came from outside against the conversation that it is for.
 
-    ``routes`` gives, for a role, the streams that its parts may stand in; ``streams`` are all of the layout. Every part
-    must be covered from its first code point to its last, in order and in one stream; dependencies must point backwards.
+    ``routes`` gives, for a role, the streams that its parts may stand in; ``written`` says for every stream of the layout
+    whether the model writes it. Dependencies must point backwards. Every part must be covered from its first code point
+    to its last, in order and in one stream, where nothing else is said before it has ended; generated text stands only
+    in streams that the model writes. Only a plan that :func:`replaces` the conversation covers no part, and may say what
+    the world says.
     Raises :class:`Rejected` (``plan_invalid``) saying which segment is wrong.
     """
+    replaced = replaces(segments)
     covered = [0] * len(parts)
     seen: dict[int, str] = {}
+    newest: dict[str, int] = {}  # the part that was said last in every stream, -1 for generated text
     for number, segment in enumerate(segments):
+        stream, index = segment.stream, segment.part
         if any(not 0 <= d < number for d, _ in segment.after):
             raise _invalid(number, "it waits for a segment that does not come before it in the plan")
         if any(n is not None and n < 0 for _, n in segment.after) or segment.lag < 0 or segment.earliest < 0:
             raise _invalid(number, "a number of tokens or rows is negative")
-        if segment.part == -1 and segment.text is not None:
-            if segment.stream not in streams:
-                raise _invalid(number, f"the layout has no stream '{segment.stream}'")
+        before = newest.get(stream, -1)
+        newest[stream] = index
+        if before >= 0 and before != index and covered[before] != len(parts[before].text):
+            raise _invalid(number, f"it interrupts part {before} in stream '{stream}'")
+        if index == -1 and segment.text is not None:
+            if stream not in written:
+                raise _invalid(number, f"the layout has no stream '{stream}'")
+            if not written[stream] and not replaced:
+                raise _invalid(number, f"text is generated in stream '{stream}', which the world writes")
+            if segment.begin != 0 or segment.end != len(segment.text):
+                raise _invalid(number, f"it ends at {segment.end}, but its text has {len(segment.text)} code points")
             continue
-        if not 0 <= segment.part < len(parts):
-            raise _invalid(number, f"the conversation has no part {segment.part}")
-        part = parts[segment.part]
-        if segment.stream not in routes[part.role] or seen.setdefault(segment.part, segment.stream) != segment.stream:
-            raise _invalid(number, f"a {part.role} part does not go to stream '{segment.stream}'")
-        if segment.begin != covered[segment.part] or not segment.begin <= segment.end <= len(part.text):
-            raise _invalid(number, f"part {segment.part} is not cut without gaps")
-        covered[segment.part] = segment.end
+        if not 0 <= index < len(parts):
+            raise _invalid(number, f"the conversation has no part {index}")
+        if segment.text is not None:
+            raise _invalid(number, "it has a text of its own, but is a piece of a part")
+        part = parts[index]
+        if stream not in routes[part.role] or seen.get(index, stream) != stream:
+            raise _invalid(number, f"a {part.role} part does not go to stream '{stream}'")
+        if index in seen and before != index:
+            raise _invalid(number, f"part {index} has ended in stream '{stream}' already")
+        seen[index] = stream
+        if segment.begin != covered[index] or not segment.begin <= segment.end <= len(part.text):
+            raise _invalid(number, f"part {index} is not cut without gaps")
+        covered[index] = segment.end
     for index, part in enumerate(parts):
-        if index not in seen or covered[index] != len(part.text):
+        if not replaced and (index not in seen or covered[index] != len(part.text)):
             raise Rejected(Reason.PLAN_INVALID, f"part {index} is not covered by the plan")
 
 

@@ -43,7 +43,7 @@ def relayout(segments: list[Segment], recorded: Sequence[Part], old: Layout, new
         raise Rejected(
             Reason.PLAN_INVALID, f"the plan was made without {roles} parts, which this layout keeps; plan again"
         )
-    check_plan(segments, planned, streams_for(old), old.index())
+    check_plan(segments, planned, streams_for(old), old.written())
     order = _Order()
     number = _numbers(planned, new)
     streams = _Streams(planned, old, new)

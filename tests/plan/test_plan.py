@@ -24,7 +24,7 @@ GOOD = [Segment("user", 0, 0, 5), Segment("output", 1, 0, 2, None, ((0, None),))
 
 
 def test_a_good_plan_passes() -> None:
-    check_plan(GOOD, PARTS, streams_for(LAYOUT), LAYOUT.index())
+    check_plan(GOOD, PARTS, streams_for(LAYOUT), LAYOUT.written())
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_good_plan_passes() -> None:
 )
 def test_a_plan_that_does_not_fit_is_rejected(segments: list[Segment], said: str) -> None:
     with pytest.raises(Rejected, match=said) as caught:
-        check_plan(segments, PARTS, streams_for(LAYOUT), LAYOUT.index())
+        check_plan(segments, PARTS, streams_for(LAYOUT), LAYOUT.written())
     assert caught.value.reason is Reason.PLAN_INVALID
 
 

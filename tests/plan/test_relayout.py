@@ -95,7 +95,7 @@ def test_order_stays(data: st.DataObject, parts: list[Part], old: Layout, new: L
             relayout(plan, parts, old, new)
         return
     relaid = relayout(plan, parts, old, new)
-    check_plan(relaid, left, streams_for(new), new.index())
+    check_plan(relaid, left, streams_for(new), new.written())
     survivors = [number for number, s in enumerate(plan) if new.roles[planned[s.part].role] != DROP]
     assert [(plan[i].begin, plan[i].end, plan[i].lag) for i in survivors] == [(s.begin, s.end, s.lag) for s in relaid]
     place = {number: index for index, number in enumerate(survivors)}
