@@ -41,7 +41,7 @@ def export_rows_jsonl(dataset: Dataset, out_dir: str, progress: Callable[[int], 
             with temporary.open("xb", buffering=1 << 20) as stream:
                 lines = 0
                 for number in range(len(dataset.manifest.shards)):
-                    columns = dataset.shard(number, ["num_rows", "num_tokens", "spans"])
+                    columns = dataset.shard(number)
                     for index in range(len(columns)):
                         grid = columns.grid(index)
                         line = {"num_rows": grid.num_rows, "token_ids": grid.dense().T.tolist()}

@@ -93,7 +93,7 @@ def _outcomes(
     silence = Silence(np.full(len(streams), silence_id, np.int32), ())
     # One thread: Arrow's own would outlive a short program and end it with an abort.
     table = pq.ParquetFile(io.BytesIO(made.data)).read(use_threads=False)
-    columns = Columns(table, tuple(stream.name for stream in streams), silence)
+    columns = Columns(table.select, table.num_rows, tuple(stream.name for stream in streams), silence)
     outcomes: dict[str, Previewed] = {}
     for index, source in enumerate(columns.source):
         record_id = f"{source['file']}:{source['record']}"

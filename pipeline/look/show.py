@@ -30,7 +30,7 @@ def find_grid(dataset: Dataset, grid_id: str | None = None) -> GridView:
             continue
         if not source.first <= int(record) < source.first + source.records:
             continue
-        ids = dataset.shard(number, ["id"]).ids
+        ids = dataset.shard(number).ids
         if grid_id in ids:
             return view_of(dataset, dataset.shard(number).grid(ids.index(grid_id)))
         others = [i for i in ids if i == f"{file}:{record}" or i.startswith(f"{file}:{record}#")]
@@ -38,7 +38,7 @@ def find_grid(dataset: Dataset, grid_id: str | None = None) -> GridView:
             raise UserError(f"--id {grid_id}: of this record there are {', '.join(others)}")
         raise UserError(f"--id {grid_id}: this record has no grid: it was filtered, or is in quarantine")
     filled = next(number for number, shard in enumerate(shards) if shard.rows)
-    first = dataset.shard(filled, ["id"]).ids[0]
+    first = dataset.shard(filled).ids[0]
     raise UserError(f"--id {grid_id}: no such record; ids are FILE:RECORD, the first is {first}")
 
 

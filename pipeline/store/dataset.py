@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,8 @@ from pipeline.store.format import MANIFEST, SCHEMA, TOKENIZER
 from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
 
-#: Cells that are filled in at once where grids are read one by one: a few megabytes.
-_BLOCK_CELLS = 1 << 20
+#: Cells that are filled in at once: few enough that the places of their tokens are still in the cache when they are used.
+_BLOCK_CELLS = 1 << 18
 
 
 class Span(NamedTuple):
@@ -53,56 +54,62 @@ class Silence(NamedTuple):
     #: (stream, rows from tick to tick, token)
     clocks: tuple[tuple[int, int, int], ...]
 
-    def fill(self, rows: int) -> NDArray[np.int32]:
-        """A silent grid. [rows, streams]"""
-        grid = np.empty((rows, len(self.tokens)), np.int32)
-        grid[:] = self.tokens
+    def fill(self, cells: NDArray[np.int32], first_rows: NDArray[np.int64]) -> None:
+        """Make ``cells`` [rows, streams] silent. ``first_rows`` [grids + 1]: where grids begin, for ticks start anew."""
+        if (self.tokens == self.tokens[0]).all():
+            cells.fill(self.tokens[0])  # several times as fast as row by row
+        else:
+            cells[:] = self.tokens
         for stream, every, tick in self.clocks:
-            grid[::every, stream] = tick
-        return grid
+            for begin, end in pairwise(first_rows.tolist()):
+                cells[begin:end:every, stream] = tick
 
 
 class Columns:
     """The grids of one shard as arrays and offsets: what the trainer reads.
 
-    ``spans`` is a :class:`pipeline.grid.spans.Spans`: no copies of what Parquet gave after decompression.
+    ``spans`` is a :class:`pipeline.grid.spans.Spans`: no copies of what Parquet gave after decompression. A column is read
+    when it is first asked for.
     """
 
-    def __init__(self, table: pa.Table, streams: tuple[str, ...], silence: Silence) -> None:
-        self._table = table.combine_chunks()
+    def __init__(
+        self, read: Callable[[list[str]], pa.Table], count: int, streams: tuple[str, ...], silence: Silence
+    ) -> None:
+        """``read`` gives Parquet columns by their names, all of ``count`` grids."""
+        self._read = read
+        self._count = count
         self._streams = streams
         self._silence = silence
         #: The newest block of dense grids: its first grid, the one after its last, its cells.
         self._block: tuple[int, int, NDArray[np.int32]] = (0, 0, np.empty((0, len(streams)), np.int32))
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._count
 
-    def _list(self, name: str) -> list[Any]:
-        if name not in self._table.column_names:
-            raise UserError(f"the column '{name}' was not read: columns() reads spans alone; use Dataset.shard(number)")
-        values: list[Any] = self._table[name].to_pylist()
+    def _column(self, name: str) -> list[Any]:
+        values: list[Any] = self._read([name])[name].to_pylist()
         return values
 
     @cached_property
     def ids(self) -> list[str]:
         """The id of every grid."""
-        return self._list("id")
+        return self._column("id")
 
     @cached_property
     def meta(self) -> list[str]:
         """What the corpus said of every conversation, as JSON text."""
-        return self._list("meta")
+        return self._column("meta")
 
     @cached_property
     def source(self) -> list[dict[str, Any]]:
         """File, record and hash of every grid's raw record."""
-        return self._list("source")
+        return self._column("source")
 
     @cached_property
     def spans(self) -> Spans:
         """The spans of all grids, ordered by (grid, stream, start)."""
-        column = _chunk(self._table, "spans")
+        table = self._read(["num_rows", "num_tokens", "spans"])
+        column = _chunk(table, "spans")
         span = column.values
         tokens = span.field("tokens")
         return Spans(
@@ -112,14 +119,14 @@ class Columns:
             span.field("part").to_numpy(),
             tokens.offsets.to_numpy(),
             tokens.values.to_numpy(),
-            _chunk(self._table, "num_rows").to_numpy(),
-            _chunk(self._table, "num_tokens").to_numpy(),
+            _chunk(table, "num_rows").to_numpy(),
+            _chunk(table, "num_tokens").to_numpy(),
         )
 
     @cached_property
     def parts(self) -> tuple[NDArray[np.int32], list[str], NDArray[np.int32], NDArray[np.int32]]:
         """Offsets of the parts of every grid, then role, message and reply_to of all parts."""
-        column = _chunk(self._table, "parts")
+        column = _chunk(self._read(["parts"]), "parts")
         part = column.values
         return (
             column.offsets.to_numpy(),
@@ -133,7 +140,13 @@ class Columns:
 
         Returns ``(cells [rows of all grids, streams], offsets [grids + 1])``.
         """
-        return self._dense(0, len(self)), self._first_rows
+        rows = self._first_rows
+        cells = np.empty((int(rows[-1]), len(self._streams)), np.int32)
+        stop = 0
+        while stop < len(self):
+            first, stop = stop, self._block_end(stop)
+            self._fill(first, stop, cells[rows[first] : rows[stop]])
+        return cells, rows
 
     @cached_property
     def _first_rows(self) -> NDArray[np.int64]:
@@ -142,33 +155,42 @@ class Columns:
         np.cumsum(self.spans.num_rows, out=offsets[1:])
         return offsets
 
-    def _dense(self, first: int, stop: int) -> NDArray[np.int32]:
-        """The grids from ``first`` up to ``stop``, one below the other. [their rows, streams]"""
+    @cached_property
+    def _first_row_list(self) -> list[int]:
+        """The same as Python's own numbers: a grid at a time, they cost a tenth of NumPy's."""
+        rows: list[int] = self._first_rows.tolist()
+        return rows
+
+    def _block_end(self, first: int) -> int:
+        """The end of the block of grids that begins with ``first``."""
+        rows = self._first_rows
+        wanted = rows[first] + _BLOCK_CELLS // len(self._streams)
+        return max(first + 1, int(np.searchsorted(rows, wanted, side="right")) - 1)
+
+    def _fill(self, first: int, stop: int, cells: NDArray[np.int32]) -> None:
+        """Write the grids from ``first`` up to ``stop``, one below the other, into ``cells`` [their rows, streams]."""
         spans, rows = self.spans, self._first_rows[first : stop + 1]
-        if self._silence.clocks:  # ticks start anew in every grid
-            cells = np.concatenate([self._silence.fill(int(count)) for count in [*np.diff(rows), 0]])
-        else:
-            cells = self._silence.fill(int(rows[-1] - rows[0]))
+        rows = rows - rows[0]
+        self._silence.fill(cells, rows)
         own = slice(*spans.grid_offsets[[first, stop]].tolist())
         offsets = spans.token_offsets[own.start : own.stop + 1]
         spans_per_grid = np.diff(spans.grid_offsets[first : stop + 1])
         _say(
             cells,
             spans.stream[own],
-            spans.start[own] + np.repeat(rows[:-1] - rows[0], spans_per_grid),
+            spans.start[own] + np.repeat(rows[:-1], spans_per_grid),
             offsets - offsets[0],
             spans.tokens[offsets[0] : offsets[-1]],
         )
-        return cells
 
     def dense_grid(self, index: int) -> NDArray[np.int32]:
         """One grid with silence filled in; grids that are read in order are filled in by the block. [rows, streams]"""
-        rows = self._first_rows
+        rows = self._first_row_list
         first, stop, cells = self._block
         if not first <= index < stop:
-            wanted = rows[index] + _BLOCK_CELLS // len(self._streams)
-            stop = max(index + 1, int(np.searchsorted(rows, wanted, side="right")) - 1)
-            first, cells = index, self._dense(index, stop)
+            first, stop = index, self._block_end(index)
+            cells = np.empty((rows[stop] - rows[first], len(self._streams)), np.int32)
+            self._fill(first, stop, cells)
             self._block = (first, stop, cells)
         begin = rows[first]
         return cells[rows[index] - begin : rows[index + 1] - begin].copy()
@@ -297,21 +319,29 @@ class Dataset:
         )
         return Silence(np.full(len(streams), self._silence_id, np.int32), clocks)
 
-    def shard(self, number: int, columns: list[str] | None = None) -> Columns:
-        """One shard. ``columns``: names of the Parquet columns to read; all where None."""
-        path = self.manifest.shards[number].path
-        try:
-            with self.place.open(path) as source, pq.ParquetFile(source, pre_buffer=False) as file:
-                table = file.read(columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            where = self.place.path(path)
-            raise UserError(f"{where}: cannot be read: {error}; 'pipeline validate' says more") from None
-        return Columns(table, tuple(stream.name for stream in self.layout.streams), self.silence)
+    def shard(self, number: int) -> Columns:
+        """One shard; what is used of it is read when it is used."""
+        shard = self.manifest.shards[number]
+
+        def read(columns: list[str]) -> pa.Table:
+            try:
+                with self.place.open(shard.path) as source, pq.ParquetFile(source, pre_buffer=False) as file:
+                    table = file.read(columns=columns, use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise self._unreadable(shard.path, str(error)) from None
+            if table.num_rows != shard.rows:
+                raise self._unreadable(shard.path, f"{table.num_rows} grids, the manifest says {shard.rows}")
+            return table
+
+        return Columns(read, shard.rows, tuple(stream.name for stream in self.layout.streams), self.silence)
+
+    def _unreadable(self, path: str, why: str) -> UserError:
+        return UserError(f"{self.place.path(path)}: cannot be read: {why}; 'pipeline validate' says more")
 
     def columns(self) -> Iterator[Columns]:
-        """Every shard's spans as arrays and offsets, in order; what a trainer needs and nothing else."""
+        """Every shard's spans as arrays and offsets, in order; what a trainer needs."""
         for number in range(len(self.manifest.shards)):
-            yield self.shard(number, ["id", "num_rows", "num_tokens", "spans"])
+            yield self.shard(number)
 
     def __iter__(self) -> Iterator[Grid]:
         for number in range(len(self.manifest.shards)):
@@ -352,8 +382,6 @@ def open_dataset(location: str, silence_id: int | None = None) -> Dataset:
 
 
 def _chunk(table: pa.Table, name: str) -> Any:
-    """A column of a combined table as one array."""
-    column = table[name]
-    if column.num_chunks == 0:
-        return pa.array([], SCHEMA.field(name).type)
-    return column.chunk(0)
+    """A column as one array."""
+    chunks = table[name].chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays([pa.array([], SCHEMA.field(name).type), *chunks])

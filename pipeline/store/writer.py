@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from pipeline.grid.spans import Spans
 from pipeline.store.format import PART, SCHEMA, SOURCE, SPAN
 
-#: Conversations per row group; a shard that is smaller is one row group.
-ROW_GROUP = 4096
+#: Conversations per row group: in general a whole shard, for what lies in one piece is read without a copy.
+ROW_GROUP = 1 << 15
 #: Large pages compress better, and a shard is read whole anyway.
 _PAGE_BYTES = 16 << 20
 _DELTA = "DELTA_BINARY_PACKED"

@@ -62,7 +62,9 @@ def columns(grids: int, spans: Spans, silence: Silence | None = None) -> Columns
     )  # fmt: skip
     data = write_parquet([spans], [rows], schema_with_metadata({}, ""))
     table = pq.read_table(pa.BufferReader(data))
-    return Columns(table, STREAMS, silence or Silence(np.full(len(STREAMS), SILENCE, np.int32), ()))
+    return Columns(
+        table.select, table.num_rows, STREAMS, silence or Silence(np.full(len(STREAMS), SILENCE, np.int32), ())
+    )
 
 
 @given(scheduled())

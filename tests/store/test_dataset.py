@@ -177,4 +177,4 @@ def test_a_file_that_is_gone_is_a_user_error_when_it_is_needed(name: str, folder
     (tmp_path / "copy" / name).unlink()
     ds = pipeline.open_dataset(str(tmp_path / "copy"))
     with pytest.raises(UserError, match=name.rpartition("/")[2]):
-        _ = list(ds), ds.tokenizer
+        _ = [grid.num_rows for grid in ds], ds.tokenizer

@@ -105,7 +105,9 @@ def _check_shard(place: Place, shard: Shard, context: Context | None, sources: S
     if table is None:
         return
     streams = tuple(stream.name for stream in context.layout.streams)
-    view = View(context, shard, Columns(table, streams, Silence(np.zeros(len(streams), np.int32), ())))
+    view = View(
+        context, shard, Columns(table.select, table.num_rows, streams, Silence(np.zeros(len(streams), np.int32), ()))
+    )
     check_grids(view)
     planned = check_plans(view, plans) if plans is not None else None
     _check_counts(view, planned, lines, findings)
