@@ -105,7 +105,7 @@ class Edges:
 
     def add_note(self, stream: str, text: str, after: tuple[Dependency, ...]) -> int:
         """Add generated text that nothing waits for; its segment's number."""
-        self.segments.append(Segment(stream, -1, 0, len(text), text, after))
+        self.segments.append(Segment(stream, -1, 0, 0, text, after))
         return len(self.segments) - 1
 
     def _think(self, stream: str, last: int, paced: bool) -> None:
