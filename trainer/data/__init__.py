@@ -22,5 +22,9 @@ Needs torch only where ``with_index=True`` is asked for. Errors are :class:`pipe
 """
 
 from trainer.data.batch import NO_TARGET, Batch, Kind
+from trainer.data.loader import Loader, Packing
+from trainer.data.options import DataOptions
+from trainer.data.streams import Stream
+from trainer.data.vocabulary import check_vocabulary
 
-__all__ = ["NO_TARGET", "Batch", "Kind"]
+__all__ = ["NO_TARGET", "Batch", "DataOptions", "Kind", "Loader", "Packing", "Stream", "check_vocabulary"]

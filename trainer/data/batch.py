@@ -3,7 +3,7 @@
 S is the same for every pack, so that nothing is compiled twice. Packs of a step have no order among each other; the
 trainer runs them one by one or lays several end to end. The mask is not in here: it is what
 ``trainer.attention.build_index(batch.rows, batch.streams, batch.docs, batch.silent, loader.visibility)`` says, and
-``index`` where the loader was asked to build it.
+``attention`` where the loader was asked to build it.
 """
 
 from __future__ import annotations
@@ -57,4 +57,4 @@ class Batch(NamedTuple):
     #: int64 [conversations]: which rows of the dataset they are, so that a pack that fails can be looked at.
     numbers: NDArray[np.int64]
     #: The attention index on the CPU, if ``with_index`` was asked for.
-    index: Index | None = None
+    attention: Index | None = None
