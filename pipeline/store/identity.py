@@ -55,19 +55,19 @@ def fingerprint(of: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """What differs between two identities, one line each."""
+def differences(before: Any, now: Any, key: str = "", sides: tuple[str, str] = ("there", "now")) -> list[str]:
+    """What differs between two identities, one line each. ``sides``: how a line names where a value stands."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             line
             for name in sorted(before.keys() | now.keys())
-            for line in differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+            for line in differences(before.get(name), now.get(name), f"{key}.{name}" if key else name, sides)
         ]
     if before == now:
         return []
     if isinstance(before, list) or isinstance(now, list):
         return [f"{key} differ"]
-    return [f"{key}: {_short(before)} there, {_short(now)} now"]
+    return [f"{key}: {_short(before)} {sides[0]}, {_short(now)} {sides[1]}"]
 
 
 def _short(value: Any) -> str:
