@@ -1,0 +1,255 @@
+"""One request, one answer: from the store, or from the engine and then into the store.
+
+All conversations of a process share one :class:`Asker`. It keeps the engine full but not fuller than it was told, asks
+what is asked twice once, and starts an engine that was lost again. What depends on chance or on time happens here and
+shows in counters only: an answer that is given out is always the one that the store holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.engines.protocol import Answer, Engine, EngineLost, Model, Request, RequestRefused
+from pipeline.errors import UserError
+from pipeline.teach.answer_line import Question, question
+from pipeline.teach.answers import AnswerStore
+from pipeline.teach.counters import Counters, Meter
+
+#: An answer that ended like this says nothing about the model: the engine gave it up. It is not kept.
+_GIVEN_UP = frozenset({"abort", "error"})
+
+#: Losses after which a request is asked with nothing else in flight, and such losses after which it is to blame.
+_SUSPICIOUS, _GUILTY = 3, 3
+
+#: The longest pause between two starts of a lost engine, in seconds.
+_LONGEST_PAUSE = 30.0
+
+
+class Given(NamedTuple):
+    """An answer, its key in the store, and whether it was paid for now."""
+
+    key: str
+    answer: Answer
+    paid: bool
+
+
+class _Flight:
+    """A request under way, and how many wait for it."""
+
+    __slots__ = ("task", "waiting")
+
+    def __init__(self, task: asyncio.Task[Given]) -> None:
+        self.task = task
+        self.waiting = 0
+
+
+class Asker:
+    """Has requests answered, many at a time. One per process; its coroutines belong to one event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: AnswerStore,
+        *,
+        model: Model | None = None,
+        concurrency: int = 256,
+        timeout: float | None = None,
+        losses: int = 8,
+        pause: float = 0.5,
+    ) -> None:
+        """``model``: what will answer, where that is known before the engine is started; then the engine is started
+        when the store lacks an answer, and a replay needs none. ``concurrency``: the most requests in flight.
+        ``timeout``: seconds after which an engine that has not answered a request counts as lost. ``losses``: how often
+        it may be lost without an answer in between; ``pause``: seconds before the first new start, doubled each time.
+        """
+        self.meter = Meter()
+        self._engine = engine
+        self._store = store
+        self._model = model
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._losses = losses
+        self._pause = pause
+        self._slots = asyncio.Semaphore(concurrency)
+        self._alone = asyncio.Lock()
+        self._flights: dict[str, _Flight] = {}
+        self._up = False
+        self._turn = 0  # starts so far
+        self._starting: asyncio.Task[None] | None = None
+        self._lost = 0  # times, without an answer in between
+        self._why = ""
+
+    async def start(self) -> Model:
+        """Start the engine, unless that can wait, and say which model answers. Raises :class:`UserError`."""
+        if self._model is None:
+            await self._ready()
+        assert self._model is not None
+        return self._model
+
+    async def close(self) -> None:
+        """Give up what is under way, let go of the engine. The store stays open."""
+        tasks: list[asyncio.Task[Given] | asyncio.Task[None]] = [flight.task for flight in self._flights.values()]
+        if self._starting is not None:
+            tasks.append(self._starting)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._engine.close()
+        self._up = False
+
+    def counters(self) -> Counters:
+        """What asking has cost so far."""
+        return self.meter.snapshot()
+
+    async def answer(self, request: Request) -> Given:
+        """The answer to a request, durable.
+
+        Raises :class:`RequestRefused` where there can be none, and :class:`UserError` where the engine is lost for good
+        or answers cannot be kept.
+        """
+        asked = question(await self.start(), request)
+        kept = self._store.known(asked)
+        if kept is not None:
+            self.meter.now.stored += 1
+            return Given(asked.key, kept, False)
+        flight = self._flights.get(asked.key)
+        first = flight is None
+        if flight is None:
+            flight = self._flights[asked.key] = _Flight(asyncio.create_task(self._fetch(asked, request)))
+        flight.waiting += 1
+        try:
+            given = await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if flight.waiting == 0:  # done, or nobody wants it any more
+                flight.task.cancel()
+                if self._flights.get(asked.key) is flight:
+                    del self._flights[asked.key]
+        if not (first and given.paid):
+            self.meter.now.stored += 1
+            return given._replace(paid=False)
+        return given
+
+    async def _fetch(self, asked: Question, request: Request) -> Given:
+        kept = await self._store.find(asked)
+        if kept is not None:
+            return Given(asked.key, kept, False)
+        answer = _storable(await self._engine_answer(request))
+        now = self.meter.now
+        now.asked += 1
+        now.prompt_tokens += answer.prompt_tokens
+        now.cached_tokens += answer.cached_tokens
+        now.output_tokens += answer.output_tokens
+        return Given(asked.key, await self._store.keep(asked, answer), True)
+
+    # The engine, which may be lost at any time.
+
+    async def _engine_answer(self, request: Request) -> Answer:
+        lost = lost_alone = 0
+        while True:
+            alone = lost >= _SUSPICIOUS
+            async with self._slot(alone):
+                turn = await self._ready()
+                self.meter.begin()
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        answer = await self._engine.ask(request)
+                    if answer.finish_reason not in _GIVEN_UP:
+                        self._lost = 0
+                        return answer
+                    why = f"it gave a request up ({answer.finish_reason})"
+                except EngineLost as error:
+                    why = str(error)
+                except TimeoutError:
+                    why = f"no answer within {self._timeout:g} s" if self._timeout else "no answer in time"
+                finally:
+                    self.meter.end()
+                self._has_lost(turn, why)
+            lost += 1
+            lost_alone += alone
+            if lost_alone >= _GUILTY and self.meter.now.asked:
+                raise RequestRefused(f"the engine was lost every time that it was asked this ({lost} times): {why}")
+
+    @asynccontextmanager
+    async def _slot(self, alone: bool) -> AsyncIterator[None]:
+        """A place in flight; ``alone``: all of them, so that it is known which request an engine was lost over."""
+        if not alone:
+            async with self._slots:
+                yield
+            return
+        async with self._alone:
+            taken = 0
+            try:
+                while taken < self._concurrency:
+                    await self._slots.acquire()
+                    taken += 1
+                yield
+            finally:
+                for _ in range(taken):
+                    self._slots.release()
+
+    def _has_lost(self, turn: int, why: str) -> None:
+        """Somebody has found out that the engine is gone; of all who do, the first one counts."""
+        if self._up and turn == self._turn:
+            self._up = False
+            self._lost += 1
+            self._why = why
+            self.meter.now.restarts += 1
+
+    async def _ready(self) -> int:
+        """Wait until the engine is up, starting it where nobody does yet; the number of this start."""
+        while not self._up:
+            if self._starting is None:
+                self._starting = asyncio.create_task(self._start())
+            await asyncio.shield(self._starting)
+        return self._turn
+
+    async def _start(self) -> None:
+        try:
+            while True:
+                if self._lost > self._losses:
+                    raise UserError(
+                        f"--engine: the engine was lost {self._lost} times without an answer in between, the last time "
+                        f"because: {self._why}. Answers so far are kept: see to it and run the same command again"
+                    )
+                if self._lost:
+                    await asyncio.sleep(min(self._pause * 2 ** (self._lost - 1), _LONGEST_PAUSE))
+                try:
+                    model = await self._engine.start()
+                except EngineLost as error:
+                    self._lost += 1
+                    self._why = str(error)
+                    continue
+                self._check(model)
+                self._turn += 1
+                self._up = True
+                return
+        finally:
+            self._starting = None
+
+    def _check(self, model: Model) -> None:
+        expected = self._model
+        if expected is not None and (model.name, model.revision) != (expected.name, expected.revision):
+            raise UserError(
+                f"--engine: {_named(model)} answers, but this run is made with {_named(expected)}: its answers would be mixed"
+            )
+        self._model = model
+
+
+def _named(model: Model) -> str:
+    return model.name if model.revision is None else f"{model.name} (revision {model.revision})"
+
+
+def _storable(answer: Answer) -> Answer:
+    """The answer with every lone surrogate replaced: a server can send some, and no file in UTF-8 can hold them."""
+    try:
+        answer.text.encode()
+    except UnicodeEncodeError:
+        text = answer.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return msgspec.structs.replace(answer, text=text)
+    return answer

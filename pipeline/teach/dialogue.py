@@ -1,0 +1,146 @@
+"""The questions of one conversation's planner: each is asked until its answer is valid, or too often."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import TypeVar
+
+from pipeline.engines.protocol import Constraint, Message, Request, RequestRefused
+from pipeline.errors import Reason, Rejected
+from pipeline.plan.plan import GivenAnswer, Provenance
+from pipeline.teach.asking import Asker, Given
+from pipeline.teach.prompts import RETRY, Prompt
+from pipeline.teach.settings import TeacherSettings
+
+Value = TypeVar("Value")
+
+#: How engines say that an answer has reached ``max_tokens``.
+_TRUNCATED = "length"
+
+
+class Dialogue:
+    """Asks on behalf of one conversation (:class:`pipeline.teach.protocol.Ask`), and knows what its plan came from."""
+
+    def __init__(self, asker: Asker, settings: TeacherSettings, prompt: Prompt) -> None:
+        self._asker = asker
+        self._settings = settings
+        self._prompt = prompt
+        self._calls = _Calls(None, (), None)
+        self._used: list[tuple[tuple[int, ...], GivenAnswer]] = []
+
+    async def __call__(
+        self,
+        messages: Sequence[Message],
+        constraint: Constraint | None,
+        parse: Callable[[str], Value],
+        *,
+        max_tokens: int,
+        example: str,
+    ) -> tuple[Value, str]:
+        """See :class:`pipeline.teach.protocol.Ask`.
+
+        An invalid answer is followed, in the next attempt, by what was wrong with it; a truncated one is only asked for
+        again. A conversation whose every answer is truncated is ``teacher_truncated``, and one with any other answers
+        that are all invalid ``teacher_invalid``.
+        """
+        place = self._calls.place()
+        now = self._asker.meter.now
+        said: list[str] = []
+        truncated = 0
+        wrong = ""
+        note: tuple[Message, ...] = ()
+        for attempt in range(self._settings.attempts):
+            now.retried += attempt > 0
+            sampling = self._settings.sampling(attempt, max_tokens)
+            request = Request((*messages, *note), (), sampling, constraint, self._settings.template)
+            try:
+                given = await self._given(request, len(messages))
+            except RequestRefused as error:
+                now.rejected += 1
+                raise Rejected(Reason.TEACHER_REFUSED, str(error), tuple(said)) from None
+            answer = given.answer
+            said.append(answer.text)
+            note = ()
+            if answer.finish_reason == "stop":
+                try:
+                    value = parse(answer.text)
+                except ValueError as error:
+                    wrong = str(error)
+                    note = (
+                        Message("assistant", answer.text),
+                        Message("user", self._prompt.render(RETRY, problem=wrong)),
+                    )
+                    continue
+                now.accepted += 1
+                now.accepted_tokens += answer.output_tokens if given.paid else 0
+                self._used.append((place, GivenAnswer(given.key, answer.finish_reason)))
+                return value, answer.text
+            truncated += answer.finish_reason == _TRUNCATED
+            wrong = f"it ended with '{answer.finish_reason}', not with 'stop'"
+        now.rejected += 1
+        if truncated == len(said):
+            message = f"all {truncated} answers were cut off at {max_tokens} tokens"
+            raise Rejected(Reason.TEACHER_TRUNCATED, message, tuple(said))
+        message = f"none of {len(said)} answers was valid; the last one: {wrong}"
+        raise Rejected(Reason.TEACHER_INVALID, message, tuple(said))
+
+    async def _given(self, request: Request, messages: int) -> Given:
+        """The answer to a request; where a note has made it too long for the model, to the request without."""
+        try:
+            return await self._asker.answer(request)
+        except RequestRefused:
+            if len(request.messages) == messages:
+                raise
+        bare = Request(request.messages[:messages], (), request.sampling, request.constraint, request.template)
+        return await self._asker.answer(bare)
+
+    async def provenance(self, planner: str) -> Provenance:
+        """Where the plan comes from: the answers that were used, in the order of the calls."""
+        model = await self._asker.start()
+        return Provenance(
+            planner=planner,
+            prompt=self._prompt.sha256,
+            model=model.name,
+            revision=model.revision,
+            temperature=self._settings.temperature,
+            top_p=self._settings.top_p,
+            seed=self._settings.seed,
+            answers=[used for _, used in sorted(self._used, key=lambda each: each[0])],
+        )
+
+
+class _Calls:
+    """Numbers the calls of one task like sections of a text: 0, 1, and 2.0, 2.1 in a task that was started between.
+
+    A planner may ask several things at once. In what order the answers come is chance; these numbers are not, as long
+    as each task is started in the same order and does the same.
+    """
+
+    def __init__(self, task: asyncio.Task[object] | None, path: tuple[int, ...], root: _Calls | None) -> None:
+        self._task = None if task is None else weakref.ref(task)
+        self._path = path
+        self._root = root or self
+        self._next = 0
+
+    def place(self) -> tuple[int, ...]:
+        """The number of a call that the running task makes now. Asked of the root."""
+        task = asyncio.current_task()
+        assert task is not None
+        calls = _CALLS.get()
+        if calls is None or calls._root is not self:
+            calls = self
+        if calls._task is None or calls._task() is not task:
+            calls = _Calls(task, calls._number(), self)
+            _CALLS.set(calls)
+        return calls._number()
+
+    def _number(self) -> tuple[int, ...]:
+        self._next += 1
+        return (*self._path, self._next - 1)
+
+
+#: The calls of the task that started this one, which its context was copied from.
+_CALLS: ContextVar[_Calls | None] = ContextVar("_CALLS", default=None)
