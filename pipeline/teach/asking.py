@@ -19,6 +19,9 @@ from pipeline.errors import UserError
 from pipeline.teach.answer_line import Question, question
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.counters import Counters, Meter
+from pipeline.teach.dialogue import Dialogue
+from pipeline.teach.prompts import Prompt
+from pipeline.teach.settings import TeacherSettings
 
 #: An answer that ended like this says nothing about the model: the engine gave it up. It is not kept.
 _GIVEN_UP = frozenset({"abort", "error"})
@@ -55,6 +58,7 @@ class Asker:
         self,
         engine: Engine,
         store: AnswerStore,
+        settings: TeacherSettings,
         *,
         model: Model | None = None,
         concurrency: int = 256,
@@ -68,6 +72,7 @@ class Asker:
         it may be lost without an answer in between; ``pause``: seconds before the first new start, doubled each time.
         """
         self.meter = Meter()
+        self.settings = settings
         self._engine = engine
         self._store = store
         self._model = model
@@ -88,8 +93,18 @@ class Asker:
         """Start the engine, unless that can wait, and say which model answers. Raises :class:`UserError`."""
         if self._model is None:
             await self._ready()
-        assert self._model is not None
+        return self.model
+
+    @property
+    def model(self) -> Model:
+        """The model that answers: known once :meth:`start` has returned."""
+        if self._model is None:
+            raise RuntimeError("nobody has started this Asker yet")
         return self._model
+
+    def conversation(self, prompt: Prompt) -> Dialogue:
+        """What asks on behalf of one conversation; ``prompt`` says how an invalid answer is complained about."""
+        return Dialogue(self, prompt)
 
     async def close(self) -> None:
         """Give up what is under way, let go of the engine. The store stays open."""
@@ -165,6 +180,9 @@ class Asker:
                     why = f"it gave a request up ({answer.finish_reason})"
                 except EngineLost as error:
                     why = str(error)
+                except RequestRefused:
+                    self._lost = 0  # a sign of life
+                    raise
                 except TimeoutError:
                     why = f"no answer within {self._timeout:g} s" if self._timeout else "no answer in time"
                 finally:

@@ -6,14 +6,15 @@ import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.engines.protocol import Constraint, Message, Request, RequestRefused
 from pipeline.errors import Reason, Rejected
 from pipeline.plan.plan import GivenAnswer, Provenance
-from pipeline.teach.asking import Asker, Given
 from pipeline.teach.prompts import RETRY, Prompt
-from pipeline.teach.settings import TeacherSettings
+
+if TYPE_CHECKING:
+    from pipeline.teach.asking import Asker, Given
 
 Value = TypeVar("Value")
 
@@ -24,9 +25,8 @@ _TRUNCATED = "length"
 class Dialogue:
     """Asks on behalf of one conversation (:class:`pipeline.teach.protocol.Ask`), and knows what its plan came from."""
 
-    def __init__(self, asker: Asker, settings: TeacherSettings, prompt: Prompt) -> None:
+    def __init__(self, asker: Asker, prompt: Prompt) -> None:
         self._asker = asker
-        self._settings = settings
         self._prompt = prompt
         self._calls = _Calls(None, (), None)
         self._used: list[tuple[tuple[int, ...], GivenAnswer]] = []
@@ -48,14 +48,15 @@ class Dialogue:
         """
         place = self._calls.place()
         now = self._asker.meter.now
+        settings = self._asker.settings
         said: list[str] = []
         truncated = 0
         wrong = ""
         note: tuple[Message, ...] = ()
-        for attempt in range(self._settings.attempts):
+        for attempt in range(settings.attempts):
             now.retried += attempt > 0
-            sampling = self._settings.sampling(attempt, max_tokens)
-            request = Request((*messages, *note), (), sampling, constraint, self._settings.template)
+            sampling = settings.sampling(attempt, max_tokens)
+            request = Request((*messages, *note), (), sampling, constraint, settings.template)
             try:
                 given = await self._given(request, len(messages))
             except RequestRefused as error:
@@ -97,17 +98,17 @@ class Dialogue:
         bare = Request(request.messages[:messages], (), request.sampling, request.constraint, request.template)
         return await self._asker.answer(bare)
 
-    async def provenance(self, planner: str) -> Provenance:
+    def provenance(self, planner: str) -> Provenance:
         """Where the plan comes from: the answers that were used, in the order of the calls."""
-        model = await self._asker.start()
+        model, settings = self._asker.model, self._asker.settings
         return Provenance(
             planner=planner,
             prompt=self._prompt.sha256,
             model=model.name,
             revision=model.revision,
-            temperature=self._settings.temperature,
-            top_p=self._settings.top_p,
-            seed=self._settings.seed,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
             answers=[used for _, used in sorted(self._used, key=lambda each: each[0])],
         )
 
