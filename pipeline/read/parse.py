@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.errors import Reason, Rejected
 from pipeline.read.conversation import Conversation
 from pipeline.read.decode import decode
-from pipeline.read.formats import ALSO_READS, FORMATS, REGISTRY, format_of, usable_field
+from pipeline.read.formats import ALSO_READS, FORMATS, ONLY_ALONE, REGISTRY, format_of, usable_field
 
 
 def read_conversation(raw: bytes, format: str, messages_field: str | None = None) -> Conversation:
@@ -27,7 +27,7 @@ def read_conversation(raw: bytes, format: str, messages_field: str | None = None
     except Rejected as error:
         if error.reason in (Reason.NO_MESSAGES, Reason.UNKNOWN_ROLE):
             other = format_of(record, messages_field)
-            if other is not None and other not in (format, ALSO_READS.get(format)):
+            if other is not None and other not in (format, ALSO_READS.get(format), *ONLY_ALONE):
                 message = f"the file is read as {format}, but this record is {other}"
                 raise Rejected(Reason.UNKNOWN_FORMAT, message) from None
         raise

@@ -383,6 +383,71 @@ def test_an_answer_that_is_not_text(answer: Any) -> None:
     assert caught.value.reason is Reason.UNSUPPORTED_CONTENT and "'answer'" in caught.value.message
 
 
+# Topics
+
+
+def test_a_topic_is_one_user_part() -> None:
+    assert read({"topic": " Why is the sky blue?\n", "id": 1, "tags": ["a"]}) == Conversation(
+        [Part("user", " Why is the sky blue?\n", 0)], {"id": 1, "tags": ["a"]}
+    )
+    assert read({"prompt": "p", "topic": "physics"}) == Conversation([Part("user", "p", 0)], {"topic": "physics"})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"topic": "t", "messages": [USER]},
+        {"topic": "t", "conversations": [{"from": "human", "value": "v"}]},
+        {"topic": "t", "question": "q", "answer": "a"},
+        {"topic": "t", "instruction": "i", "output": "o"},
+        {"prompt": "p", "completion": "c"},
+        {"prompt": "p", "response": None},
+    ],
+)
+def test_a_record_of_another_format_is_no_topic(record: dict[str, Any]) -> None:
+    """Neither by detection, nor where the file is one of topics."""
+    assert format_of(record) not in ("topic", None)
+    with pytest.raises(Rejected, match="the file is read as topic, but this record is"):
+        read(record, "topic")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"chosen": "c", "rejected": "r"},
+        {"text": "a whole article"},
+        {"traj": [USER]},
+        {"traj": json.dumps([USER])},
+        {"answers": {"text": ["a"]}},
+    ],
+)
+def test_a_record_with_more_than_a_topic_is_of_no_format(more: dict[str, Any]) -> None:
+    assert format_of({"prompt": "p", **more}) is None
+    with pytest.raises(Rejected, match=f"'{next(iter(more))}'"):
+        read({"prompt": "p", **more}, "topic")
+    if "traj" in more:
+        with pytest.raises(Rejected, match="--messages-field traj"):
+            read({"prompt": "p", **more}, "unknown")
+        assert said({"prompt": "p", **more}, field="traj") == [("user", "hi")]
+
+
+@pytest.mark.parametrize("topic", ["", " \n", None, 3, ["t"], {}])
+def test_a_topic_that_is_none(topic: Any) -> None:
+    with pytest.raises(Rejected, match="'topic' is"):
+        read({"topic": topic}, "topic")
+
+
+def test_topics_are_a_file_s_format_only_if_nothing_else_is() -> None:
+    """A prompt without its answer, among others that have theirs, has lost it."""
+    chat, pair, topic = openai(USER), {"prompt": "p", "completion": "c"}, {"prompt": "p"}
+    assert detect([topic, {"x": 1}, topic]) == "topic"
+    assert detect([topic, topic, topic, pair]) == "prompt-completion"
+    assert detect([topic, topic, chat]) == "openai"
+    with pytest.raises(Rejected, match="none of the pairs") as caught:
+        read(topic, "prompt-completion")
+    assert caught.value.reason is Reason.NO_MESSAGES
+
+
 # Harmony
 
 HARMONY = [
@@ -472,4 +537,4 @@ def test_detection_goes_by_most_records() -> None:
 
 def test_every_format_is_reachable() -> None:
     assert set(FORMATS) == set(REGISTRY)
-    assert FORMATS == ("harmony", "openai", "sharegpt", "alpaca", "prompt-completion")
+    assert FORMATS == ("harmony", "openai", "sharegpt", "alpaca", "prompt-completion", "topic")

@@ -67,6 +67,8 @@ RECORDS: dict[str, tuple[str, Any]] = {
             "completion": [{"role": "assistant", "content": "b", "tool_calls": [{"name": "f", "arguments": {}}]}],
         },
     ),
+    "topic": ("topic", {"topic": "a", "id": 1}),
+    "topic, as a prompt": ("topic", {"prompt": "a", "topic": "b"}),
     "harmony": (
         "harmony",
         {

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from pipeline.read.conversation import Conversation
-from pipeline.read.formats import alpaca, harmony, openai, prompt_completion, sharegpt
+from pipeline.read.formats import alpaca, harmony, openai, prompt_completion, sharegpt, topic
 from pipeline.read.formats.fields import find_messages
 
 
@@ -31,12 +31,17 @@ REGISTRY: dict[str, Format] = {
     "sharegpt": sharegpt,
     "alpaca": alpaca,
     "prompt-completion": prompt_completion,
+    "topic": topic,
 }
 
 FORMATS = tuple(REGISTRY)
 
 #: A format whose reader takes the records of another as well: harmony messages without channels are OpenAI's.
 ALSO_READS = {"harmony": "openai"}
+
+#: Formats that are half of another's record, such as a prompt without its answer. A file has one of them only if no record
+#: shows any other: what is incomplete in a file of conversations has lost something.
+ONLY_ALONE = frozenset({"topic"})
 
 #: The format of a file in which no record was recognised.
 UNKNOWN = "unknown"
@@ -63,7 +68,7 @@ def detect(records: Iterable[Any], field: str | None = None) -> str | None:
     """The format of a file, from its first decoded records: the one that most of them have, or None.
 
     A format counts those that it also reads, once it is seen itself. Among equals the more specific one is
-    taken.
+    taken. Formats in ``ONLY_ALONE`` are taken where there is no other.
     """
     votes = Counter(name for record in records if (name := format_of(record, field)) is not None)
     if not votes:
@@ -71,4 +76,4 @@ def detect(records: Iterable[Any], field: str | None = None) -> str | None:
     for name, other in ALSO_READS.items():
         if votes[name]:
             votes[name] += votes[other]
-    return max(FORMATS, key=lambda name: votes[name])
+    return max(FORMATS, key=lambda name: (bool(votes[name]) and name not in ONLY_ALONE, votes[name]))
