@@ -1,0 +1,5 @@
+"""``python -m trainer``, and what torchrun starts."""
+
+from trainer.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""One process or several: who this one is, sums over all, and sharding with FSDP2."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from pipeline.errors import UserError
+from trainer.model.attention import decoder_layers
+from trainer.model.streams import StreamModel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes of a CPU tensor."""
+        if self.size == 1:
+            return values
+        moved = values.to(self.device)
+        dist.all_reduce(moved)
+        return moved.cpu()
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def stop(self) -> None:
+        """Take leave of the others."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(device: str | None = None) -> World:
+    """Find out who this process is, from what ``torchrun`` says; alone without it.
+
+    ``device``: ``cpu``, ``cuda`` …; None: a GPU where there is one. Raises UserError.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(kind)
+    except RuntimeError:
+        raise UserError(f"--device {kind}: no such device; give cpu or cuda") from None
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {kind}: torch finds no GPU; --device cpu trains a small model")
+        if size > 1 or place.index is None:
+            if local >= torch.cuda.device_count():
+                raise UserError(
+                    f"{size} processes, but torch finds {torch.cuda.device_count()} GPUs; start one for each"
+                )
+            place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    if size > 1:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    return World(rank, size, place)
+
+
+def shard(model: StreamModel, world: World, bf16: bool) -> None:
+    """Spread parameters, gradients and optimiser state over all processes: one group per layer, one for the rest.
+
+    The embeddings, tied or not, are in the group of the whole model, which computes the loss inside its forward.
+    """
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    # Inputs are not cast: the weights of the targets would be among them.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for layer in decoder_layers(model.backbone):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)

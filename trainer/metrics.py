@@ -1,0 +1,184 @@
+"""What is measured in a step: losses by stream and by kind of target, speed, share of the device's peak."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from trainer.attention import Index
+from trainer.data import Batch, Kind
+from trainer.model.streams import StreamModel
+
+KINDS = {Kind.SPEECH: "speech", Kind.START: "start", Kind.STOP: "stop", Kind.SILENCE: "silence"}
+
+#: bfloat16 operations per second without sparsity, by what the device is called.
+_PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+
+
+class Tally:
+    """Weighted losses of trained cells: all of them, by stream and by kind. Sums may be added over processes."""
+
+    def __init__(self, streams: int) -> None:
+        self.streams = streams
+        #: Sums of weight · loss and of weights: all cells, every stream, every kind. float64 [1 + C + 5, 2]
+        self.sums = np.zeros((1 + streams + len(Kind), 2))
+
+    def add(self, batch: Batch, trained: NDArray[np.int64], losses: NDArray[np.float32]) -> None:
+        """Count the trained cells of a batch, with the loss of each."""
+        weight = batch.weights[trained].astype(np.float64)
+        for places, count, begin in (
+            (np.zeros(len(trained), np.int64), 1, 0),
+            (batch.streams[trained], self.streams, 1),
+            (batch.kinds[trained], len(Kind), 1 + self.streams),
+        ):
+            for column, values in enumerate((weight * losses, weight)):
+                self.sums[begin : begin + count, column] += np.bincount(places, values, minlength=count)
+
+    def means(self, names: Sequence[str]) -> dict[str, float | None]:
+        """Weighted means: ``loss``, ``loss/STREAM``, and ``speech``, ``start``, ``stop``, ``silence``; None: no such cell."""
+        with np.errstate(invalid="ignore"):
+            means = [float(a / b) if b else None for a, b in self.sums]
+        by_stream = dict(zip((f"loss/{name}" for name in names), means[1:], strict=False))
+        by_kind = {word: means[1 + self.streams + kind] for kind, word in KINDS.items()}
+        return {"loss": means[0]} | by_stream | by_kind
+
+
+class Work(NamedTuple):
+    """What was computed: conversations, cells of theirs, cells with a target, pairs of cells that attend."""
+
+    conversations: int
+    cells: int
+    trained: int
+    pairs: int
+
+
+def work_of(batch: Batch, index: Index) -> Work:
+    """The work in a batch."""
+    pairs = int((index.hi - index.lo).sum(dtype=torch.int64)) + len(index)
+    return Work(batch.conversations, int((batch.docs >= 0).sum()), int((batch.kinds > 0).sum()), pairs)
+
+
+class Cost(NamedTuple):
+    """What forward and backward of a model take: operations per cell, per trained cell, per pair of cells."""
+
+    cell: float
+    trained: float
+    pair: float
+
+    def operations(self, work: Work) -> float:
+        """Operations for some work; nothing that is computed twice counts twice."""
+        return self.cell * work.cells + self.trained * work.trained + self.pair * work.pairs
+
+
+def cost_of(model: StreamModel) -> Cost:
+    """2 operations per weight and cell forward; as many for either gradient; of attention 4 · head dim per pair and head
+    forward and 8 backward. Weights that are frozen need one gradient less."""
+    backbone = model.backbone
+    config = backbone.config.get_text_config()
+    head = backbone.get_output_embeddings().weight
+    tables = {id(head), id(backbone.get_input_embeddings().weight)}
+    matrices = [p for p in backbone.parameters() if p.ndim >= 2 and id(p) not in tables]
+    cell = sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Cost(
+        cell,
+        (6 if head.requires_grad else 4) * head.numel(),
+        12 * dim * config.num_attention_heads * config.num_hidden_layers,
+    )
+
+
+def peak_of(device: torch.device, bf16: bool) -> float | None:
+    """The device's operations per second, where they are known."""
+    if device.type != "cuda" or not bf16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for word, peak in _PEAKS.items() if word in name.split()[-1] or word in name.split()), None)
+
+
+def columns(names: Iterable[str]) -> list[str]:
+    """The columns of ``metrics.csv`` for these streams."""
+    losses = ["loss", *(f"loss/{name}" for name in names), *KINDS.values()]
+    return [
+        "step",
+        *losses,
+        "learning_rate",
+        "gradient_norm",
+        "conversations",
+        "positions",
+        "positions_per_second",
+        "mfu",
+    ]
+
+
+class Table:
+    """A CSV file that grows by a line per step. A run that goes on drops what is behind its checkpoint."""
+
+    def __init__(self, path: Path, header: Sequence[str], after: int) -> None:
+        rows = [row for row in read_table(path) if int(row["step"]) <= after] if path.exists() else []
+        self._header = list(header)
+        beside = path.with_name(f".{path.name}.writing")
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._header)
+            writer.writeheader()
+            writer.writerows(rows)
+        beside.replace(path)
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, self._header)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Add a line; None becomes an empty field. Floats are written so that they read back exactly."""
+        self._writer.writerow({name: values.get(name) for name in self._header})
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The lines of such a file. A line that was cut short by the end of a process is left out."""
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+
+
+class Boards:
+    """TensorBoard and wandb, where they were asked for."""
+
+    def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if "tensorboard" in names:
+            self._tensorboard = _needs("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(run / "tensorboard"))
+        if "wandb" in names:
+            # The same name every time: a run that goes on continues its curves.
+            self._wandb = _needs("wandb", "wandb").init(dir=str(run), id=run.name, resume="allow", config=dict(config))
+
+    def add(self, step: int, values: Mapping[str, float | None], prefix: str = "") -> None:
+        """Log the numbers of a step."""
+        numbers = {prefix + name: value for name, value in values.items() if value is not None and name != "step"}
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        for board, end in ((self._tensorboard, "close"), (self._wandb, "finish")):
+            if board is not None:
+                getattr(board, end)()
+
+
+def _needs(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"run.log: {package} is not installed: pip install {package}, or leave it out") from None
