@@ -84,15 +84,17 @@ class Shown(NamedTuple):
 class Thread:
     """The calls of one conversation that become text of one stream, each longer than the one before by a suffix."""
 
-    def __init__(self, prompt: Prompt, layout: Layout, parts: Sequence[Part], edges: Edges, stream: str) -> None:
-        """``edges`` holds the plan so far, to which text is added in ``stream``."""
+    def __init__(
+        self, prompt: Prompt, layout: Layout, parts: Sequence[Part], edges: Edges, stream: str, **limits: int
+    ) -> None:
+        """``edges`` holds the plan so far, to which text is added in ``stream``; ``limits`` are for ``system.jinja``."""
         self._prompt = prompt
         self._layout = layout
         self._parts = parts
         self._edges = edges
         self._stream = stream
         self._order = Order(edges.segments)
-        self._messages = [Message("system", prompt.render("system.jinja"))]
+        self._messages = [Message("system", prompt.render("system.jinja", **limits))]
         #: Numbers of all segments that the messages hold.
         self._shown: set[int] = set()
         #: Segments before this one have been looked at by :meth:`news`, but for these.

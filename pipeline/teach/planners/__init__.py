@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from pipeline.teach.planners import align
+from pipeline.teach.planners import align, audit, blind, table
 
-TEACHERS: dict[str, ModuleType] = {"align": align}
+TEACHERS: dict[str, ModuleType] = {"align": align, "blind": blind, "audit": audit, "table": table}

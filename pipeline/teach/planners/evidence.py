@@ -25,21 +25,23 @@ class Evidence:
         self._opening: list[Dependency] = [(number, None) for number in newest.values()]
         #: Stream and segment of every input unit, and of every thought that was made while they were read.
         self._read: list[tuple[str, int, bool]] = []
+        self._units: list[int] = []
         self._own: set[int] = set()
         #: For every number of units, how many entries of ``_read`` were there before the next unit.
         self._entries = [0]
         #: For a stream that is paced, the newest segment of every other stream that it has waited for.
         self._waited: dict[str, dict[str, int]] = {}
 
-    def __len__(self) -> int:
-        """Input units so far."""
-        return len(self._entries) - 1
-
     def read(self, stream: str, segment: int) -> None:
         """The next input unit is ``segment``."""
         self._read.append((stream, segment, False))
+        self._units.append(segment)
         self._own.add(segment)
         self._entries.append(len(self._read))
+
+    def unit(self, index: int) -> int:
+        """The segment of an input unit, counted from 0."""
+        return self._units[index]
 
     def thought(self, stream: str, segment: int, unit: int) -> None:
         """``segment`` was thought when units up to ``unit`` (from 1) had been read; who has read more waits for it too."""
