@@ -30,7 +30,7 @@ from pipeline.teach.protocol import Ask
 PROMPT = "table"
 
 #: Nothing comes between these and the word before them.
-_CLOSING = tuple(".,;:!?…)]}”’»%'。，、；：！？）」』")  # noqa: RUF001
+_CLOSING = tuple(".,;:!?…)]}”’»%'。，、；：！？）」』")
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
