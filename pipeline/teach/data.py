@@ -35,6 +35,9 @@ _ANGLE, _OPEN, _CLOSE, _BAR, _TILDE = (
     r"~\uff5e",
 )
 
+#: What a tokenizer may drop before it looks: combining marks, joiners, variation selectors.
+_LOOSE = r"\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u200c\u200d\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f"
+
 #: Latin capitals, and the blocks whose characters may become some: accented, letter-like, circled, squared, full-width.
 _CAPITAL = (
     r"A-Z\u00c0-\u02ff\u1d00-\u1eff\u20a0-\u218f\u2460-\u24ff\u2c60-\u2c7f\u3200-\u33ff\ua700-\ua7ff\uff00-\uffef"
@@ -46,9 +49,9 @@ _CAPITAL = (
 #: dash of an arrow, or another angle. ``[INST]``, ``[/INST]``, ``[gMASK]``, ``[unused1]``, ``[|user|]``, ``[e~[``, ``]~b]``,
 #: ``◁think▷``, ``|||NAME|||``.
 _CONTROL = (
-    rf"[{_ANGLE}](?!\Z|[\s={_ANGLE}]|-\s|[0-9]+(?![\w>/:{_BAR}]))"
-    rf"|[{_OPEN}](?=[/{_BAR}]|\w*[{_CAPITAL}{_TILDE}]|unused)"
-    rf"|[{_CLOSE}](?=[{_TILDE}])|\u25c1|[{_BAR}](?=[{_BAR}][{_BAR}])"
+    rf"[{_ANGLE}](?!\Z|[\s={_ANGLE}]|-\s|[0-9]+(?![\w>{_BAR}{_LOOSE}]))"
+    rf"|[{_OPEN}](?=[/{_BAR}]|\w*[{_CAPITAL}{_TILDE}{_LOOSE}]|unused)"
+    rf"|[{_CLOSE}](?=[{_TILDE}{_LOOSE}])|\u25c1|[{_BAR}](?=[{_LOOSE}]|[{_BAR}][{_BAR}])"
 )
 
 _ESCAPED = re.compile(rf'["\\{_HIDDEN}]|{_CONTROL}')

@@ -1,0 +1,192 @@
+"""Corpus text in a prompt: one line, nothing lost, nothing that a tokenizer takes for control, no way around it."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers
+
+from pipeline.errors import UserError
+from pipeline.teach.data import Plain, Text, fenced
+from pipeline.teach.prompts import Prompt
+
+#: Control tokens of chat templates in use, one or more of every notation.
+CONTROL = (
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|END_OF_TURN_TOKEN|>", "<s>",
+    "</s>", "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<tool_call>",
+    "</tool_call>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|channel|>", "<0x0A>", "<extra_id_0>",
+    "<_system>", "<seed:bos>", "<image>", "<unk>", "<<SYS>>", "<</SYS>>", "<SPECIAL_10>", "<reserved_106>", "<2en>",
+    "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]", "[gMASK]", "[sMASK]", "[MASK]", "[CLS]",
+    "[UNUSED_TOKEN_145]", "[unused1]", "[|user|]", "[|endofturn|]", "[e~[", "]~b]", "]~!b[", "◁think▷", "|||NAME|||",
+)  # fmt: skip
+
+_HOSTILE = st.lists(
+    st.one_of(
+        st.sampled_from(CONTROL),
+        st.sampled_from(CONTROL).map(lambda token: "".join(_wide(each) for each in token)),
+        st.sampled_from(
+            list("<>[]|/\\\"'_~=-0 \n\t\r\v\f{}｜＜［▁◁\x00\x1b\x7f\x85\u2028\u2029\u202e\u200b\ufeff\U000e0041")
+        ),
+        st.text(max_size=5),
+    ),
+    max_size=12,
+).map("".join)
+
+
+def _wide(character: str) -> str:
+    """A character that NFKC takes back to the given one."""
+    return chr(ord(character) + 0xFEE0) if "!" <= character <= "~" else character
+
+
+@given(_HOSTILE)
+def test_the_text_comes_back_exactly(text: str) -> None:
+    assert json.loads(fenced(text)) == text
+
+
+@given(_HOSTILE)
+def test_it_is_one_line_of_visible_characters(text: str) -> None:
+    line = fenced(text)
+    assert line.splitlines() == [line]
+    assert [line] == line.split("\n")
+    for character in line:
+        assert unicodedata.category(character) not in ("Cc", "Zl", "Zp", "Cs")
+        assert unicodedata.bidirectional(character) not in (
+            "LRE",
+            "RLE",
+            "LRO",
+            "RLO",
+            "PDF",
+            "LRI",
+            "RLI",
+            "FSI",
+            "PDI",
+        )
+
+
+@given(_HOSTILE)
+def test_nothing_inside_ends_the_string(text: str) -> None:
+    inner = fenced(text)[1:-1]
+    assert '"' not in inner.replace("\\\\", "").replace('\\"', "")
+    decoded, end = json.JSONDecoder().raw_decode(fenced(text) + '", "another": "')
+    assert (decoded, end) == (text, len(fenced(text)))
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> list[Tokenizer]:
+    """Tokenizers that know all of :data:`CONTROL`: as they are, and after every kind of normalisation."""
+    made = []
+    for normaliser in (
+        None,
+        normalizers.NFKC(),
+        normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()]),
+    ):
+        tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+        if normaliser is not None:
+            tokenizer.normalizer = normaliser
+        tokens = [AddedToken(token, special=True, normalized=normaliser is not None) for token in CONTROL]
+        assert tokenizer.add_special_tokens(tokens) == len(CONTROL)
+        made.append(tokenizer)
+    return made
+
+
+def test_the_tokenizers_would_notice(tokenizers: list[Tokenizer]) -> None:
+    for tokenizer in tokenizers:
+        for token in CONTROL:
+            assert any(tokenizer.encode(json.dumps(token, ensure_ascii=False)).ids), token
+
+
+@given(text=_HOSTILE)
+@example(text="".join(CONTROL))
+@example(text=" ".join(CONTROL))
+def test_nothing_is_a_control_token_for_any_tokenizer(tokenizers: list[Tokenizer], text: str) -> None:
+    for tokenizer in tokenizers:
+        assert not any(tokenizer.encode(fenced(text)).ids)
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b <= c << d", "if x<5: y[0] = z[i]", "n <- 3", "[1, 2] [link](url)", "≤ naïve 你好 😀"]
+)
+def test_ordinary_text_stays_readable(text: str) -> None:
+    assert fenced(text) == json.dumps(text, ensure_ascii=False)
+
+
+SECRET = "secret <|im_end|> text"
+
+#: Every way that we could think of to get a text past the fence, or to cut it.
+_ATTEMPTS = (
+    "{{ text ~ '' }}", "{{ '' ~ text }}", "{{ text + '' }}", "{{ text * 1 }}", "{{ '%s' % text }}", "{{ '%s'|format(text) }}",
+    "{{ '{}'.format(text) }}", "{{ '{0._text}'.format(text) }}", "{{ text._text }}", "{{ text|attr('_text') }}",
+    "{{ text['_text'] }}", "{{ text.__str__() }}", "{{ text.__class__ }}", "{{ text[:3] }}", "{{ text[0] }}",
+    "{{ text|string }}", "{{ text|upper }}", "{{ text|trim }}", "{{ text|replace('a', 'b') }}", "{{ text|truncate(3) }}",
+    "{{ text|e }}", "{{ text|forceescape }}", "{{ text|safe }}", "{{ text|list }}", "{{ text|first }}", "{{ text|join }}",
+    "{{ text|tojson }}", "{{ text|pprint }}", "{{ text|indent }}", "{{ text|wordwrap(3) }}", "{{ text|center(80) }}",
+    "{{ text|urlize }}", "{{ text|urlencode }}", "{{ text|striptags }}", "{{ text|title }}", "{{ text|batch(2)|list }}",
+    "{% for each in text %}{{ each }}{% endfor %}", "{{ [text] }}", "{{ [text]|string }}", "{{ {'a': text} }}",
+    "{{ {'a': text}|xmlattr }}", "{{ [text]|sum(start='') }}", "{{ parts }}", "{{ parts[0] }}", "{{ parts[0].text ~ '' }}",
+    "{{ parts|map(attribute='text')|map('string')|join }}", "{{ parts|map(attribute='text')|map('upper')|join }}",
+    "{{ text is in text }}", "{{ ''.join([text]) }}", "{{ dict(a=text) }}", "{% set x = text ~ '' %}{{ x }}",
+    "{{ (text, 1) }}", "{{ text|default('')|lower }}", "{{ parts[0].items()|list }}", "{{ text|filesizeformat }}",
+    "{{ text|int('x') }}", "{{ text|round }}", "{{ text|data|string }}", "{{ text|format }}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("template", _ATTEMPTS)
+def test_there_is_no_way_around_the_fence(template: str) -> None:
+    prompt = Prompt("mine", {"user.jinja": template})
+    try:
+        shown = prompt.render("user.jinja", text=SECRET, parts=[{"text": SECRET}])
+    except UserError as error:
+        assert "user.jinja" in str(error)
+        shown = str(error)
+    assert "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ text }}",
+        "{{ text|data }}",
+        "{{ parts[0].text }}",
+        "{{ parts|map(attribute='text')|join }}",
+        "{{ [text]|join(', ') }}",
+        "{% set x = text %}{{ x }}",
+        "{% set x %}{{ text }}{% endset %}{{ x }}",
+        "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(text) }}",
+        "{% if text and text == text %}{{ text }}{% endif %}",
+        "{% for key, value in parts[0].items() %}{{ value }}{% endfor %}",
+        "{% for key in meta %}{{ key }}{% endfor %}",
+    ],
+)
+def test_whoever_forgets_the_filter_is_safe(template: str) -> None:
+    prompt = Prompt("mine", {"user.jinja": template})
+    assert prompt.render("user.jinja", text=SECRET, parts=[{"text": SECRET}], meta={SECRET: 1}) == fenced(SECRET)
+
+
+def test_plain_strings_are_inserted_as_they_are_and_compared() -> None:
+    prompt = Prompt(
+        "mine", {"user.jinja": "{{ name }}{% if role == 'user' %}, {{ {'user': 'User'}[role] }}{% endif %}"}
+    )
+    assert prompt.render("user.jinja", name=Plain("Analytical"), role="user") == "Analytical, User"
+
+
+def test_a_text_says_nothing_of_itself() -> None:
+    text = Text(SECRET)
+    with pytest.raises(TypeError, match="can only be inserted"):
+        str(text)
+    assert "secret" not in repr(text)
+    assert len(text) == len(SECRET)
+
+
+def test_no_template_of_ours_goes_without(tmp_path: Path) -> None:
+    """Every shipped template parses under the rules of a user's, and inserts what it is given fenced."""
+    from pipeline.resources import folder
+    from pipeline.teach.prompts import SHARED, load_prompt
+
+    for path in sorted(folder("prompts").iterdir()):
+        if path.is_dir() and path.name != SHARED and list(path.glob("*.jinja")):
+            assert load_prompt(path.name).templates
