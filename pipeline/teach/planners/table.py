@@ -29,6 +29,9 @@ from pipeline.teach.protocol import Ask
 
 PROMPT = "table"
 
+#: Its plans stand in place of the conversation, so a record may hold nothing that a model wrote: a topic is enough.
+REPLACES = True
+
 #: Nothing comes between these and the word before them.
 _CLOSING = tuple(".,;:!?…)]}”’»%'。，、；：！？）」』")
 
