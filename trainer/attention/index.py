@@ -67,48 +67,50 @@ def build_index(
     if not row.size:
         raise ValueError("there are no cells")
     sounding = None if silent is None else ~_bools("silent", silent, like=rows)
-    begins_doc, begins_row = _boundaries(row, doc)
-    doc_lo, doc_hi = _extents(begins_doc)
-    row_lo, row_hi = _extents(begins_row)
+    doc_bounds, row_bounds = _bounds(row, doc)
 
     classes: list[Class] = [(None, sounding)]
     if visibility is not None:
         classes = _classes(_ints("streams", streams, like=rows), visibility, sounding)
     parts: list[tuple[Ints, ...]] = []
-    queries = 0  # before this class
+    queries = keys = 0  # before this class
     bounds = [0]
     for asks, answers in classes:
-        query, asked_before = _compact(asks, row.size)
-        key, answered_before = _compact(answers, row.size)
+        query, asked_before_doc, asked_before_row = _compact(asks, row.size, doc_bounds, row_bounds)
+        key, answered_before_doc, answered_before_row = _compact(answers, row.size, doc_bounds, row_bounds)
+        # What holds for one cell of a row, or of a doc, holds for all of them.
         parts.append(
             (
                 query,
-                answered_before[doc_lo[query]] + np.int32(bounds[-1]),
-                answered_before[row_lo[query]] + np.int32(bounds[-1]),
+                _repeat(answered_before_doc[:-1] + np.int32(keys), asked_before_doc),
+                _repeat(answered_before_row[:-1] + np.int32(keys), asked_before_row),
                 key,
-                asked_before[row_hi[key]] + np.int32(queries),
-                asked_before[doc_hi[key]] + np.int32(queries),
+                _repeat(asked_before_row[1:] + np.int32(queries), answered_before_row),
+                _repeat(asked_before_doc[1:] + np.int32(queries), answered_before_doc),
             )
         )
         queries += query.size
-        bounds.append(bounds[-1] + key.size)
+        keys += key.size
+        bounds.append(keys)
     columns = parts[0] if len(parts) == 1 else tuple(np.concatenate(column) for column in zip(*parts, strict=True))
     return Index(*map(torch.from_numpy, (*columns, np.array(bounds))))
 
 
-def _boundaries(row: Ints, doc: Ints) -> tuple[Bools, Bools]:
-    """Which cells begin a conversation, and which a row; bool [S] each. Padding cells are alone in both.
+def _bounds(row: Ints, doc: Ints) -> tuple[Ints, Ints]:
+    """Where the conversations begin, and where the rows do, and the number of cells behind both; int64.
 
-    Raises ValueError where the cells are out of order.
+    Padding cells are alone in both. Raises ValueError where the cells are out of order.
     """
     begins_doc = np.empty(row.size, dtype=bool)
     begins_doc[0] = True
     np.not_equal(doc[1:], doc[:-1], out=begins_doc[1:])
-    if doc.min() < 0:
+    padding = doc < 0
+    if padding.any():
         if doc.min() < -1:
             raise ValueError("docs must be -1 (padding) or a conversation's number")
-        begins_doc |= doc < 0
-    numbers = doc[begins_doc]
+        begins_doc |= padding
+    doc_bounds = np.append(np.flatnonzero(begins_doc), row.size)
+    numbers = doc[doc_bounds[:-1]]
     numbers = numbers[numbers >= 0]
     if (numbers[1:] <= numbers[:-1]).any():
         raise ValueError("cells must be sorted by doc, and the cells of a doc must stand together")
@@ -116,14 +118,7 @@ def _boundaries(row: Ints, doc: Ints) -> tuple[Bools, Bools]:
     begins_row[1:] |= row[1:] != row[:-1]
     if (~begins_doc[1:] & (row[1:] < row[:-1])).any():
         raise ValueError("the cells of a doc must be sorted by row")
-    return begins_doc, begins_row
-
-
-def _extents(begins: Bools) -> tuple[Ints, Ints]:
-    """For every cell the first cell of its run, and the one behind its last; int32 [S] each."""
-    first = np.flatnonzero(begins).astype(np.int32)
-    behind = np.append(first[1:], np.int32(begins.size))
-    return np.repeat(first, behind - first), np.repeat(behind, behind - first)
+    return doc_bounds, np.append(np.flatnonzero(begins_row), row.size)
 
 
 def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[Class]:
@@ -146,14 +141,18 @@ def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[Cl
     return classes
 
 
-def _compact(chosen: Bools | None, cells: int) -> tuple[Ints, Ints]:
-    """The chosen cells in order, and how many of them stand before every cell and before the end, int32 [S + 1]."""
+def _compact(chosen: Bools | None, cells: int, doc_bounds: Ints, row_bounds: Ints) -> tuple[Ints, Ints, Ints]:
+    """The chosen cells in order, and how many of them stand before each of the bounds; int32."""
     if chosen is None:
-        count = np.arange(cells + 1, dtype=np.int32)
-        return count[:-1], count
-    count = np.zeros(cells + 1, dtype=np.int32)
-    np.cumsum(chosen, out=count[1:])
-    return np.flatnonzero(chosen).astype(np.int32), count
+        return np.arange(cells, dtype=np.int32), doc_bounds.astype(np.int32), row_bounds.astype(np.int32)
+    before = np.zeros(cells + 1, dtype=np.int32)
+    np.cumsum(chosen, out=before[1:])
+    return np.flatnonzero(chosen).astype(np.int32), before[doc_bounds], before[row_bounds]
+
+
+def _repeat(values: Ints, before: Ints) -> Ints:
+    """values[i] as often as there are chosen cells between bounds i and i + 1."""
+    return np.repeat(values, np.diff(before))
 
 
 def _array(values: Cells) -> NDArray[Any]:

@@ -282,7 +282,7 @@ class Loader:
         options = self._options
         order = self._numbers[permutation(len(self._numbers), "conversations", options.seed, epoch)]
         packs = pack(self._lengths[order], options.cells)
-        packs = packs._replace(items=order[packs.items])
+        packs = Packs(order[packs.items], packs.offsets)
         packs = packs.take(permutation(len(packs), "packs", options.seed, epoch))
         cells = int(self._lengths[order].sum())
         steps = -(-len(packs) // options.packs_per_step)

@@ -9,7 +9,7 @@ where a chunk fills a dozen packs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ Integers = NDArray[np.int64]
 CHUNK = 4096
 
 
-class Packs(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Packs:
     """Which items are in which pack."""
 
     #: ``items[offsets[p] : offsets[p + 1]]`` are the items of pack p, longest first.
