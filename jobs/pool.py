@@ -9,40 +9,62 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Self
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from jobs.executor import LOOK_EVERY
 from jobs.shard import Done, Setup, ShardWorker, Task
+from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.store.format import WORK
 
+if TYPE_CHECKING:
+    from jobs.teaching import Taught
+
 #: A shard that ends its worker this often stops the run: trying on would never end. So do workers that never start.
 ATTEMPTS = 5
-#: Shards that are handed to one actor ahead of time, so that it never waits for the driver.
+#: Shards that are handed to one actor ahead of time, so that it never waits for the driver. A teacher has them planned
+#: side by side.
 _WINDOW_PER_ACTOR = 2
+#: Workers that talk to a server wait most of the time: so many keep any server busy.
+_TALKERS = 4
 #: After this many seconds without any worker it is said what is waited for, and again each time.
 _PATIENCE = 30.0
 
 
 class RayPool:
-    """Shards over ``workers`` actors of one CPU each, on a cluster or on this machine."""
+    """Shards over ``workers`` actors, on a cluster or on this machine: one CPU each, and the GPUs of its engine."""
 
-    def __init__(self, address: str, workers: int | None, notice: Callable[[str], None]) -> None:
-        """``address``: ``local`` to start Ray here, or the address of a cluster that answers. ``notice`` tells the user.
+    def __init__(
+        self,
+        address: str,
+        workers: int | None,
+        notice: Callable[[str], None],
+        taught: Callable[[Taught], None] = lambda _: None,
+        engine: EngineSpec | None = None,
+    ) -> None:
+        """``address``: ``local`` to start Ray here, or the address of a cluster that answers. ``notice`` tells the user,
+        ``taught`` is told how far the workers' teachers are. ``engine``: what every worker is to have, if anything.
 
         Raises :class:`UserError` where the cluster cannot be joined, or can never have that many workers.
         """
         self._notice = notice
+        self._taught = taught
         _connect(address, workers)
-        cpus = _cpus()
-        self.workers = workers or cpus
-        if not 1 <= self.workers <= cpus:
+        cpus, gpus = _most("CPU"), _most("GPU")
+        # Where there are no GPUs at all, an engine runs on the CPU.
+        self._gpus = engine.gpus if engine is not None and gpus else 0
+        self.workers = workers or _default_workers(engine, cpus, gpus // self._gpus if self._gpus else None)
+        problem = _too_small(self.workers, cpus, self._gpus, gpus)
+        if problem is not None:
             ray.shutdown()
-            raise UserError(_too_small(max(self.workers, 1), cpus))
+            raise UserError(problem)
         nodes = sum(node["Alive"] for node in ray.nodes())
         where = (
             "Ray on this machine" if address == "local" else f"Ray cluster of {nodes} node{'s' if nodes > 1 else ''}"
@@ -58,15 +80,21 @@ class RayPool:
         if not again:
             return
         shared = ray.put(setup)
-        slots = [_Slot(shared) for _ in range(self.workers)]
+        slots = [_Slot(shared, self._gpus, setup.teacher is not None) for _ in range(self.workers)]
         try:
-            yield from self._run(slots, again, attempts)
+            yield from self._run(slots, again, attempts, LOOK_EVERY if setup.teacher is not None else _PATIENCE)
         finally:
+            if setup.teacher is not None:  # an engine has processes of its own, which are to end too
+                closing = [slot.actor.close.remote() for slot in slots]
+                ray.wait(closing, num_returns=len(closing), timeout=_PATIENCE)
             for slot in slots:
                 ray.kill(slot.actor)
 
-    def _run(self, slots: list[_Slot], again: list[_Attempt], attempts: Iterator[_Attempt]) -> Iterator[Done]:
+    def _run(
+        self, slots: list[_Slot], again: list[_Attempt], attempts: Iterator[_Attempt], look_every: float
+    ) -> Iterator[Done]:
         starting = 0  # workers in a row that died before they could be given anything
+        looked = checked = time.monotonic()
         while True:
             # Tasks wait here, not in the queue of an actor that has no CPU yet and may never get one.
             while slot := min((slot for slot in slots if slot.room), key=lambda slot: len(slot.tasks), default=None):
@@ -77,10 +105,17 @@ class RayPool:
             waiting = {result: slot for slot in slots for result in slot.results}
             if not again and not any(slot.tasks for slot in slots):
                 return
-            (result,) = ray.wait(list(waiting), num_returns=1, timeout=_PATIENCE)[0] or (None,)
+            (result,) = ray.wait(list(waiting), num_returns=1, timeout=look_every)[0] or (None,)
+            now = time.monotonic()
+            if look_every < _PATIENCE and now >= looked + look_every:
+                looked = now
+                self._look(slots)
             if result is None:
-                self._check_alive(slots)
+                if now >= checked + _PATIENCE:
+                    checked = now
+                    self._check_alive(slots)
                 continue
+            checked = now
             slot = waiting[result]
             try:
                 done = ray.get(result)
@@ -105,15 +140,26 @@ class RayPool:
                 if isinstance(done, Done):
                     yield done
 
+    def _look(self, slots: list[_Slot]) -> None:
+        """Tell how far the teachers are. Whoever does not say so at once is busy, or is about to be found dead."""
+        asked = [slot.actor.taught.remote() for slot in slots if slot.started]
+        for answered in ray.wait(asked, num_returns=len(asked), timeout=LOOK_EVERY)[0] if asked else ():
+            with suppress(RayError, GetTimeoutError):
+                self._taught(ray.get(answered))
+
     def _check_alive(self, slots: list[_Slot]) -> None:
         """Say what is waited for, or stop where it can never come."""
         if any(slot.started for slot in slots):
             return
-        cpus = _cpus()
-        if cpus < 1:
-            raise UserError(f"{_too_small(1, cpus)}. Finished shards are kept")
-        free = int(ray.available_resources().get("CPU", 0))
-        self._notice(f"waiting for a worker: {free} of the cluster's {cpus} CPUs are free")
+        cpus, gpus = _most("CPU"), _most("GPU")
+        problem = _too_small(1, cpus, self._gpus, gpus)
+        if problem is not None:
+            raise UserError(f"{problem}. Finished shards are kept")
+        free = ray.available_resources()
+        needed = f"{int(free.get('CPU', 0))} of the cluster's {cpus} CPUs"
+        if self._gpus:
+            needed += f" and {int(free.get('GPU', 0))} of its {gpus} GPUs"
+        self._notice(f"waiting for a worker: {needed} are free")
 
     def __enter__(self) -> Self:
         return self
@@ -133,15 +179,20 @@ class _Attempt(NamedTuple):
 class _Slot:
     """A place in the pool. Its actor is replaced when it dies."""
 
-    def __init__(self, setup: Any) -> None:
+    def __init__(self, setup: Any, gpus: int, side_by_side: bool) -> None:
+        """``side_by_side``: the actor does all its tasks at once, and says meanwhile how far it is."""
         self._setup = setup
+        self._side_by_side = side_by_side
+        threads = _WINDOW_PER_ACTOR + 1 if side_by_side else 1
+        self._options: dict[str, Any] = {"num_gpus": gpus, "max_concurrency": threads}
         self._begin()
 
     def _begin(self) -> None:
-        self.actor = _Actor.remote()
+        self.actor = _Actor.options(**self._options).remote()
         #: Empty until it has started.
         self.node = ""
-        #: In the order in which the actor does them: where it dies, the first was at work and the others were not.
+        #: In the order in which the actor does them: where it dies, the first was at work and the others were not, unless
+        #: it does them side by side.
         self.tasks: deque[_Attempt] = deque()
         #: What the actor will give, in the same order; first of all that it has started.
         self.results: deque[Any] = deque([self.actor.start.remote(self._setup)])
@@ -180,7 +231,8 @@ class _Slot:
                     f"{first.name} ended their worker {ATTEMPTS} times ({_reason(error)}). A worker that runs out of "
                     f"memory ends like this: try --set shard.bytes=4000000. Finished shards are kept"
                 )
-            tasks[0] = first._replace(tries=first.tries + 1)
+            for place in range(len(tasks) if self._side_by_side else 1):
+                tasks[place] = tasks[place]._replace(tries=tasks[place].tries + 1)
         ray.kill(self.actor)  # it may only be out of reach
         self._begin()
         return tasks
@@ -202,9 +254,17 @@ class _Worker:
         self._worker = ShardWorker(setup)
         return socket.gethostname()
 
+    def taught(self) -> Taught | None:
+        """How far the worker's teacher is."""
+        return self._worker.taught()
+
     def run(self, task: Task) -> Done:
         """Convert and commit one shard."""
         return self._worker.run(task)
+
+    def close(self) -> None:
+        """Let the engine go."""
+        self._worker.close()
 
 
 _Actor: Any = ray.remote(num_cpus=1)(_Worker)
@@ -229,20 +289,41 @@ def _connect(address: str, workers: int | None) -> None:
         raise UserError(f"--ray {address}: {verb}: {_reason(error)}. --ray off converts in this process") from None
 
 
-def _cpus() -> int:
-    """The CPUs of the cluster, those included that an autoscaler would add."""
+def _most(resource: str) -> int:
+    """The CPUs or GPUs of the cluster, those included that an autoscaler would add."""
     from ray._private.state import state  # what Ray's own libraries ask; there is no public way
 
     scaled = state.get_max_resources_from_cluster_config() or {}
-    return int(max(ray.cluster_resources().get("CPU", 0), scaled.get("CPU", 0)))
+    return int(max(ray.cluster_resources().get(resource, 0), scaled.get(resource, 0)))
 
 
-def _too_small(workers: int, cpus: int) -> str:
-    remedy = f"Use --workers {cpus} or add nodes" if cpus else "Add nodes that have CPUs"
-    return (
-        f"--workers {workers}: each worker takes one CPU, and the Ray cluster has {cpus}; "
-        f"{workers - cpus} missing. {remedy}"
-    )
+def _default_workers(engine: EngineSpec | None, cpus: int, engines: int | None) -> int:
+    """As many workers as the cluster has room for. ``engines``: those that its GPUs hold; None without GPUs."""
+    if engine is None:
+        return max(cpus, 1)
+    if engines is not None:
+        return max(min(engines, cpus), 1)
+    return 1 if engine.kind == "vllm" else max(min(cpus, _TALKERS), 1)  # on CPUs, one engine takes all of them
+
+
+def _too_small(workers: int, cpus: int, gpus_each: int, gpus: int) -> str | None:
+    """What is missing for so many workers; None where nothing is."""
+    if workers > cpus:
+        remedy = f"Use --workers {cpus} or add nodes" if cpus else "Add nodes that have CPUs"
+        return (
+            f"--workers {workers}: each worker takes one CPU, and the Ray cluster has {cpus}; "
+            f"{workers - cpus} missing. {remedy}"
+        )
+    missing = workers * gpus_each - gpus
+    if missing > 0:
+        room = gpus // gpus_each
+        remedy = f"Use --workers {room}, or add" if room else "Use smaller tensor_parallel_size, or add"
+        return (
+            f"--workers {workers}: each engine takes {gpus_each} GPU{'s' if gpus_each > 1 else ''} "
+            f"(tensor_parallel_size × pipeline_parallel_size), and the Ray cluster has {gpus}; {missing} missing. "
+            f"{remedy} nodes with GPUs"
+        )
+    return None
 
 
 def _name(task: Task) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from jobs.shard import Done
+    from jobs.teaching import Taught
+    from pipeline.teach.counters import Counters as Asked
 
 #: Seconds between plain lines; the first comes sooner, so that a log shows that something happens.
 _EVERY = 10.0
@@ -39,6 +41,8 @@ class Progress:
         self.tokens_now = 0
         #: The largest memory of any worker, in bytes.
         self.peak_rss = 0
+        #: How far every worker's teacher is, those that have died included.
+        self._teachers: dict[str, Taught] = {}
 
     def __enter__(self) -> Progress:
         return self
@@ -83,7 +87,25 @@ class Progress:
         self.counts += done.shard.counts
         self.tokens_now += done.shard.tokens
         self.peak_rss = max(self.peak_rss, done.peak_rss)
+        if done.taught is not None:
+            self._teachers[done.taught.worker] = done.taught
         self._advance(done.input_bytes)
+
+    def taught(self, taught: Taught) -> None:
+        """A worker's teacher has said how far it is."""
+        self._teachers[taught.worker] = taught
+        self._advance(0)
+
+    @property
+    def asked(self) -> Asked | None:
+        """What asking models has cost so far, over all workers; None where none was asked."""
+        counters = [taught.counters for taught in self._teachers.values()]
+        return sum(counters[1:], counters[0]) if counters else None
+
+    @property
+    def _done_bytes(self) -> float:
+        """Bytes of input that are done, those included of shards that are planned in part."""
+        return self._bytes + sum(taught.planned_bytes for taught in self._teachers.values())
 
     def notice(self, text: str) -> None:
         """Say something that the user should know now."""
@@ -118,23 +140,37 @@ class Progress:
         self._bytes += count
         self._bytes_now += count
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=count, facts=self._facts())
+            self._bar.update(self._task, completed=min(self._done_bytes, self._total), facts=self._facts())
         elif self._console is not None and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _EVERY
-            share = self._bytes / max(self._total, 1)
+            share = min(self._done_bytes / max(self._total, 1), 1.0)
             facts = ", ".join(fact for fact in (self._facts(), self._remaining()) if fact)
             self.notice(f"{self._doing}: {share:.0%}, {facts}")
 
     def _facts(self) -> str:
         if self._doing != "converting":
             return ""
+        asked = self.asked
+        if asked is not None:
+            return self._asking(asked)
         rate = self.tokens_now / max(self.seconds, 1e-9)
         return f"{self.counts.rows:,} grids · {_count(rate)} tokens/s · {self.counts.quarantined:,} quarantined"
 
+    def _asking(self, asked: Asked) -> str:
+        """The facts where models are asked, at which conversion itself takes no time."""
+        seconds = max(self.seconds, 1e-9)
+        prompt, cached, output = asked.prompt_tokens, asked.cached_tokens, asked.output_tokens
+        return (
+            f"{asked.accepted:,} accepted · {asked.retried:,} retried · {asked.rejected:,} rejected · tokens/s: "
+            f"{_count(prompt / seconds)} prompt ({_count(cached / seconds)} cached), {_count(output / seconds)} output"
+            f" · {asked.in_flight} in flight"
+        )
+
     def _remaining(self) -> str:
-        if self._bytes_now <= 0:
+        now = self._bytes_now + self._done_bytes - self._bytes
+        if now <= 0:
             return ""
-        seconds = int(self.seconds * (self._total - self._bytes) / self._bytes_now)
+        seconds = int(self.seconds * max(self._total - self._done_bytes, 0) / now)
         return f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 

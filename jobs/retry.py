@@ -9,12 +9,13 @@ import json
 from typing import Any
 
 from jobs.run import RunOptions
+from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.grid.tokens import Tokenizer
 from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.recipe import from_manifest
 from pipeline.store import commit
-from pipeline.store.format import RUN, TOKENIZER
+from pipeline.store.format import RUN, TOKENIZER, quarantine_path
 from pipeline.store.identity import identity_of
 from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
@@ -23,6 +24,16 @@ from pipeline.store.place import Place
 def shards_with_quarantine(made: Manifest) -> set[int]:
     """The numbers of the shards in which a record was rejected."""
     return {number for number, shard in enumerate(made.shards) if shard.quarantine is not None}
+
+
+def quarantined(location: str) -> int:
+    """The records that are in quarantine at ``location``, in a finished dataset or in one that is being retried."""
+    out = Place(location)
+    made = commit.open_manifest(out)
+    if made is not None:
+        return made.counts.quarantined
+    folder = quarantine_path(0).partition("/")[0]
+    return sum((out.get(name) or b"").count(b"\n") for name in out.names(folder))
 
 
 def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
@@ -47,9 +58,19 @@ def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
         recipe=from_manifest(identity["recipe"], identity["layout"]),
         tokenizer=Tokenizer(about["tokenizer"], identity["tokenizer"], tokenizer.decode()),
         plans=about.get("plans"),
+        engine=_engine(about.get("engine")),
+        answers=about.get("answers"),
         workers=workers,
         ray=ray,
         again=shards_with_quarantine,
+    )
+
+
+def _engine(known: dict[str, Any] | None) -> EngineSpec | None:
+    if known is None:
+        return None
+    return EngineSpec(
+        **known | {"where": tuple(known["where"]), "args": tuple((key, value) for key, value in known["args"])}
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -12,7 +13,9 @@ import msgspec
 from jobs.executor import Executor, InProcess
 from jobs.progress import Progress
 from jobs.shard import Setup, Task, is_same_shard
+from jobs.teacher import as_teacher, cost, planned_by, teacher_setup
 from jobs.where import choose
+from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
@@ -28,7 +31,8 @@ from pipeline.store.plans import StoredPlans
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is asked to do. Only ``files``, ``recipe``, ``tokenizer`` and ``plans`` decide what the bytes are."""
+    """What a run is asked to do. Only ``files``, ``recipe``, ``tokenizer``, ``plans`` and the model that answers decide what
+    the bytes are."""
 
     files: Sequence[InputFile]
     out: str
@@ -36,6 +40,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Tokenizer
     #: The dataset whose plans are scheduled again.
     plans: str | None = None
+    #: What makes the plans, where the recipe's planner asks a model.
+    engine: EngineSpec | None = None
+    #: Where answers are kept; None: beside ``out``.
+    answers: str | None = None
     #: None: as many as there are CPUs.
     workers: int | None = None
     #: ``auto``, ``local``, ``off``, or the address of a cluster.
@@ -55,6 +63,8 @@ class Summary(msgspec.Struct, frozen=True):
     converted_shards: int
     #: Attempts that were lost with their workers.
     lost_attempts: int
+    #: What asking a model has cost, in words and numbers of ``run.json``; None where none was asked.
+    teacher: dict[str, Any] | None = None
 
 
 def run(options: RunOptions, progress: Progress) -> Summary:
@@ -67,8 +77,10 @@ def run(options: RunOptions, progress: Progress) -> Summary:
     recipe, tokenizer, out = options.recipe, options.tokenizer, Place(options.out)
     ids = token_ids(recipe.layout, tokenizer)
     plans, planned = _open_plans(options.plans)
-    if planned is not None:  # the manifest says which planner made the plans, not which one was not asked
-        recipe = msgspec.structs.replace(recipe, planner=planned.recipe["planner"], options=planned.recipe["options"])
+    if planned is not None:
+        recipe = planned_by(recipe, planned)
+    teacher = None if planned is not None else teacher_setup(recipe, options.engine, options.answers, options.out)
+    answering = planned.teacher if planned is not None else teacher and as_teacher(teacher.model)
     files = [file for file in options.files if not out.holds(file.location)]  # `--input . --out ./grids`
     if plans is not None and plans.place.path() == out.path():
         raise UserError(f"--plans {plans.place}: is --out too; a dataset cannot be made from its own plans")
@@ -78,7 +90,7 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         scans = _scan(files, recipe, progress)
         plans_fingerprint = plans.fingerprint if plans else None
         hashes = [(file.name, scanned.sha256) for file, scanned in zip(files, scans, strict=True)]
-        wanted = identity.identity(recipe, tokenizer, hashes, plans_fingerprint)
+        wanted = identity.identity(recipe, tokenizer, hashes, plans_fingerprint, answering)
         before = None if options.fresh else commit.open_manifest(out)
         if before is not None and identity.identity_of(before) == wanted:
             again = options.again(before) if options.again is not None else commit.damaged(out, before)
@@ -88,8 +100,8 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             commit.reopen(out, before, again)
         commit.begin(out, wanted, options.fresh)
         done = commit.finished(out)
-        setup = Setup(recipe, tokenizer, ids, out, plans)
-        shards, records, lost = _convert(options, setup, files, scans, done, progress)
+        setup = Setup(recipe, tokenizer, ids, out, plans, teacher)
+        shards, records, executor = _convert(options, setup, files, scans, done, progress)
         _check_unchanged(files, stamps, scans)
         if not shards:
             raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
@@ -98,12 +110,17 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             tokenizer,
             ids,
             plans_fingerprint,
+            answering,
             [Input(f.name, s.size, s.sha256, records.get(f.name, 0)) for f, s in zip(files, scans, strict=True)],
             shards,
         )
         converted = len(shards) - progress.kept_shards
-        commit.finish(out, made, tokenizer.json, _run_json(options, files, started, converted, lost, progress))
-    return Summary(made, options.out, time.time() - started, converted, lost)
+        asked = (
+            None if teacher is None else cost(teacher, progress.asked, made.counts, progress.seconds, executor.workers)
+        )
+        about = _run_json(options, files, started, converted, executor.lost, progress, asked)
+        commit.finish(out, made, tokenizer.json, about)
+    return Summary(made, options.out, time.time() - started, converted, executor.lost, asked)
 
 
 def _scan(files: Sequence[InputFile], recipe: Recipe, progress: Progress) -> list[FileScan]:
@@ -137,8 +154,8 @@ def _convert(
     scans: Sequence[FileScan],
     finished: dict[int, Shard],
     progress: Progress,
-) -> tuple[list[Shard], dict[str, int], int]:
-    """Convert the shards that are missing. All shards in order, the records of every file, and lost attempts."""
+) -> tuple[list[Shard], dict[str, int], Executor]:
+    """Convert the shards that are missing. All shards in order, the records of every file, and who has done it."""
     shards: dict[int, Shard] = {}
     records: dict[str, int] = {}
     size = sum(scan.size for scan in scans)
@@ -155,12 +172,13 @@ def _convert(
                 yield task
 
     progress.begin_workers()
-    with _executor(options, size, progress) as executor:
+    engine = setup.teacher.engine if setup.teacher is not None else None
+    with _executor(options, size, engine, progress) as executor:
         progress.begin_convert(size, executor.description)
         for result in executor.run(setup, missing()):
             shards[result.number] = result.shard
             progress.finished(result)
-    return [shards[number] for number in sorted(shards)], records, executor.lost
+    return [shards[number] for number in sorted(shards)], records, executor
 
 
 def _tasks(files: Sequence[InputFile], scans: Sequence[FileScan], recipe: Recipe) -> Iterator[Task]:
@@ -171,17 +189,23 @@ def _tasks(files: Sequence[InputFile], scans: Sequence[FileScan], recipe: Recipe
         position[cut.file] = cut.position
 
 
-def _executor(options: RunOptions, size: int, progress: Progress) -> Executor:
-    where = choose(options.ray, options.workers, size)
+def _executor(options: RunOptions, size: int, engine: EngineSpec | None, progress: Progress) -> Executor:
+    where = choose(options.ray, options.workers, size, engine)
     if where == "off":
-        return InProcess()
+        return InProcess(progress.taught)
     from jobs.pool import RayPool  # takes a second to import
 
-    return RayPool(where, options.workers, progress.notice)
+    return RayPool(where, options.workers, progress.notice, progress.taught, engine)
 
 
 def _run_json(
-    options: RunOptions, files: Sequence[InputFile], started: float, converted: int, lost: int, progress: Progress
+    options: RunOptions,
+    files: Sequence[InputFile],
+    started: float,
+    converted: int,
+    lost: int,
+    progress: Progress,
+    asked: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What may differ between runs. Credentials in a URL stay out of it."""
     seconds = time.time() - started
@@ -189,6 +213,9 @@ def _run_json(
         "inputs": {file.name: redact(file.location) for file in files},
         "plans": redact(options.plans) if options.plans else None,
         "tokenizer": options.tokenizer.name,
+        "engine": asdict(options.engine) if options.engine is not None else None,
+        "answers": options.answers,
+        "teacher": asked,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 3),
         "converted_shards": converted,

@@ -24,7 +24,7 @@ class _Job(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         given = ctx.params
         paths = [("--input", path) for path in given["inputs"]]
-        paths += [("--out", given["out"]), ("--plans", given["plans"])]
+        paths += [("--out", given["out"]), ("--plans", given["plans"]), ("--answers", given["answers"])]
         for option, path in paths:
             if path is not None and "://" not in path and not Path(path).is_absolute():
                 raise click.UsageError(

@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 
 #: Below this many bytes of input, starting Ray takes longer than it saves.
@@ -14,8 +15,8 @@ _WORTH_RAY = 24 << 20
 _ANSWERS_WITHIN = 5.0
 
 
-def choose(given: str, workers: int | None, size: int) -> str:
-    """``off``, ``local`` or the address of a cluster that answers. ``size``: bytes of input.
+def choose(given: str, workers: int | None, size: int, engine: EngineSpec | None = None) -> str:
+    """``off``, ``local`` or the address of a cluster that answers. ``size``: bytes of input; ``engine``: what workers ask.
 
     ``given`` is the option: ``auto`` is a cluster that is running, else Ray here where it pays, else this process.
     Raises :class:`UserError` where the cluster that was asked for does not answer.
@@ -32,8 +33,17 @@ def choose(given: str, workers: int | None, size: int) -> str:
     here = _running_here()
     if here is not None:
         return here
+    if engine is not None:  # one process keeps one engine, or any server, busy
+        several = workers or (_gpus_here() // engine.gpus if engine.gpus else 1)
+        return "local" if several > 1 else "off"
     cpus = workers or os.cpu_count() or 1
     return "local" if cpus > 1 and (workers is not None or size >= _WORTH_RAY) else "off"
+
+
+def _gpus_here() -> int:
+    """The GPUs of this machine that its driver shows."""
+    driver = Path("/proc/driver/nvidia/gpus")
+    return sum(1 for _ in driver.iterdir()) if driver.is_dir() else 0
 
 
 def _running_here() -> str | None:

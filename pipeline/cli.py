@@ -85,8 +85,20 @@ def _conversion_options(preview: bool) -> Callable[[Command], Command]:
                      help=of_a_run("Where the dataset goes: a directory or a URL.")),
         click.option("--plans", metavar="DIR",
                      help="Schedule the stored plans of this dataset again instead of planning."),
+        click.option("--engine", default="none", show_default=True, metavar="none|vllm|URL",
+                     help="What answers a planner that asks a model: vllm in the workers, or OpenAI-compatible servers "
+                          "such as http://host:8000/v1, several with commas."),
+        click.option("--model", metavar="NAME", help="The model that answers: a hub name, a directory, or a server's."),
+        click.option("--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE",
+                     help="An argument of the engine, e.g. --engine-arg tensor_parallel_size=4."),
+        click.option("--concurrency", type=click.IntRange(min=1), metavar="N",
+                     help="The most requests that one engine has at a time  [default: 128]"),
+        click.option("--engine-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+                     help="An engine that has not answered for so long counts as lost  [default: 600]"),
+        click.option("--answers", metavar="DIR",
+                     help="Where answers are kept, so that none is paid for twice  [default: OUT.answers]"),
         click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                     help=of_a_run("Worker processes  [default: one per CPU]")),
+                     help=of_a_run("Worker processes  [default: one per CPU, GPU engine]")),
         click.option("--ray", default="auto", show_default=not preview, metavar="auto|local|off|ADDRESS",
                      help=of_a_run("off: in this process; local: start Ray here; auto: a running cluster, else what "
                                    "is fastest here.")),
@@ -135,6 +147,8 @@ def convert(
             recipe=recipe,
             tokenizer=_tokenizer(options["tokenizer"]),
             plans=plans,
+            engine=_engine(**options),
+            answers=options["answers"],
             workers=workers,
             ray=ray,
             fresh=fresh,
@@ -245,9 +259,10 @@ def retry(dataset: str, workers: int | None, ray: str) -> None:
 
     For records whose reason has gone since: a newer version reads more formats. The input must still be there.
     """
-    from jobs.retry import retry_options
+    from jobs.retry import quarantined, retry_options
 
-    _run(lambda: retry_options(dataset, workers, ray))
+    before = quarantined(dataset)
+    _run(lambda: retry_options(dataset, workers, ray), before)
 
 
 @cli.command()
@@ -317,26 +332,39 @@ def _overrides(
     return {key: value for key, value in given.items() if value is not None}
 
 
+def _engine(
+    engine: str,
+    model: str | None,
+    engine_args: Sequence[str],
+    concurrency: int | None,
+    engine_timeout: float | None,
+    **_: Any,
+) -> Any:
+    from pipeline.engines.spec import parse_spec
+
+    return parse_spec(engine, model, engine_args, concurrency, engine_timeout)
+
+
 def _tokenizer(given: str) -> Any:
     from pipeline.grid.tokens import load_tokenizer
 
     return load_tokenizer(given)
 
 
-def _run(make_options: Callable[[], Any]) -> None:
+def _run(make_options: Callable[[], Any], retried: int | None = None) -> None:
     from jobs.progress import Progress
     from jobs.run import run
 
     options = make_options()
     with Progress(_console(stderr=True)) as progress:
         summary = run(options, progress)
-    _summarise(summary)
+    _summarise(summary, retried)
 
 
-def _summarise(summary: Summary) -> None:
+def _summarise(summary: Summary, retried: int | None) -> None:
     from pipeline.look.summary import render
 
-    render(summary, _console())
+    render(summary, _console(), retried)
     sys.exit(0 if summary.manifest.counts.converted else 1)
 
 

@@ -26,7 +26,7 @@ from pipeline.grid.spans import Spans, build_spans
 from pipeline.grid.tokens import Tokenizer
 from pipeline.grid.windows import Window, split, truncation_key
 from pipeline.plan.edges import streams_for
-from pipeline.plan.plan import Plan, Plans, Segment, check_plan
+from pipeline.plan.plan import Plan, Plans, Provenance, Segment, check_plan, replaces
 from pipeline.plan.planners import build_planner
 from pipeline.plan.relayout import relayout
 from pipeline.plan.route import route
@@ -67,6 +67,8 @@ class _Draft(msgspec.Struct, gc=False):
     parts: list[Part]
     meta: dict[str, Any]
     segments: list[Segment]
+    #: Where a teacher's plan comes from.
+    teacher: Provenance | None
 
 
 class _Grid(NamedTuple):
@@ -96,7 +98,8 @@ class ShardConverter:
         self._layout = recipe.layout
         self._tokenizer = tokenizer
         self._ids = ids
-        self._planner = build_planner(recipe.planner, recipe.options, recipe.layout)
+        #: None where a teacher makes the plans: then they are given to :meth:`convert`.
+        self._planner = build_planner(recipe.planner, recipe.options, recipe.layout) if recipe.prompt is None else None
         self._routes = streams_for(recipe.layout)
         self._written = recipe.layout.written()
         self._stream_number = recipe.layout.index()
@@ -106,7 +109,8 @@ class ShardConverter:
     def convert(self, file: str, format_name: str, records: Iterable[Record], plans: Plans | None = None) -> ShardFiles:
         """Convert the records of one shard of ``file``, whose conversations are in the named format.
 
-        Bad records end in quarantine; none costs its neighbours. ``plans`` replace the planner.
+        Bad records end in quarantine; none costs its neighbours. ``plans`` replace the planner, and are needed where the
+        recipe's planner is a teacher.
         """
         records = iter(records)
         with _collector_off():
@@ -173,20 +177,27 @@ class ShardConverter:
             assert record.reason is not None
             raise Rejected(record.reason, record.message)
         conversation = read_conversation(record.raw, format_name, self._recipe.read.messages_field)
-        parts, dropped_here = route(conversation, self._layout)
+        parts, dropped_here = route(conversation, self._layout, self._recipe.needs_output)
         if not self._recipe.filter.keeps(parts):
             return None
+        teacher = None
         if plans is None:
+            assert self._planner is not None, "a teacher's plans are made before"
             segments = self._planner(parts)
         else:
-            record_id = f"{file}:{record.number}"
-            if record_id not in plans.by_id:
-                raise Rejected(Reason.PLAN_INVALID, f"--plans holds no plan for {record_id}")
-            segments = relayout(plans.by_id[record_id].segments, conversation.parts, plans.layout, self._layout)
+            plan = plans.by_id.get(f"{file}:{record.number}")
+            if plan is None:
+                raise Rejected(Reason.PLAN_INVALID, f"--plans holds no plan for {file}:{record.number}")
+            if isinstance(plan, Rejected):
+                raise plan
+            segments = relayout(plan.segments, conversation.parts, plans.layout, self._layout)
             check_plan(segments, parts, self._routes, self._written)
+            teacher = plan.teacher
         if dropped_here:
             dropped.update(dropped_here)
-        return _Draft(record, hashlib.sha256(record.raw).digest(), parts, conversation.meta, segments)
+        if plans is not None and replaces(segments):
+            parts = []  # the plan stands in place of the conversation, which only gave the idea for it
+        return _Draft(record, hashlib.sha256(record.raw).digest(), parts, conversation.meta, segments, teacher)
 
     def _schedule(
         self, file: str, drafts: Sequence[_Draft], tokenized: TokenizedPlans, rejected: list[tuple[Record, Rejected]]
@@ -214,7 +225,7 @@ class ShardConverter:
             meta = encode(draft.meta | notes).decode() if notes or draft.meta else "{}"
             for index, window in enumerate(windows):
                 grids.append(_Grid(record_id if len(windows) == 1 else f"{record_id}#{index}", number, window, meta))
-            plan_lines.append(encode(Plan(record_id, draft.segments)) + b"\n")
+            plan_lines.append(encode(Plan(record_id, draft.segments, draft.teacher)) + b"\n")
         if plan_lines:
             # All lines are made from one type, whose agreement with the schema is tested; one of each batch is checked
             # here too, and all of them whenever they are read. (Checking each would cost 3 % of the speed.)
@@ -293,9 +304,7 @@ def _rows(file: str, drafts: Sequence[_Draft], grids: Sequence[_Grid]) -> Rows:
 def _quarantine(file: str, rejected: Sequence[tuple[Record, Rejected]]) -> bytes:
     """The quarantine file of one shard, in the order of the records."""
     return b"".join(
-        quarantine.line(
-            file, record.number, record.offset, record.length, record.raw, record.sha256, why.reason, why.message
-        )
+        quarantine.line(file, record.number, record.offset, record.length, record.raw, record.sha256, why)
         + b"\n"
         for record, why in sorted(rejected, key=lambda pair: pair[0].number)
     )

@@ -10,7 +10,8 @@ import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import yaml
@@ -19,11 +20,19 @@ from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.layout import Layout
 from pipeline.layout_file import load_layout
-from pipeline.plan.planners import PLANNERS, expand_options
+from pipeline.plan.planners import PLANNERS
 from pipeline.plan.route import Filter
 from pipeline.read.formats import FORMATS
 from pipeline.read.options import ReadOptions
 from pipeline.resources import find_yaml
+
+if TYPE_CHECKING:
+    from pipeline.teach.prompts import Prompt
+    from pipeline.teach.settings import TeacherSettings
+
+
+#: Records of a shard that a teacher plans: a thousand times as much work each as by rule, so commits come sooner.
+_TAUGHT_RECORDS = 512
 
 
 class RowLimit(msgspec.Struct, frozen=True):
@@ -44,15 +53,27 @@ class Recipe(msgspec.Struct, frozen=True):
     filter: Filter
     rows: RowLimit
     description: str = ""
+    #: Only where the planner is a teacher: its prompt, how it is asked, and arguments of the engine. The last decide
+    #: nothing about the bytes, given the answers.
+    prompt: Prompt | None = None
+    teacher: TeacherSettings | None = None
+    engine: dict[str, Any] = {}
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether a conversation must hold something that a model wrote. If not, its plan stands in its place."""
+        return not getattr(find_planner(self.planner), "REPLACES", False)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as it stands in the manifest: every default written out, the layout by its name, no description."""
         read = {name: getattr(self.read, name) for name in ("format", "messages_field", "max_record_bytes", "limit")}
+        taught = {"prompt": msgspec.to_builtins(self.prompt), "teacher": msgspec.to_builtins(self.teacher)}
         return {
             "name": self.name,
             "layout": self.layout.name,
             "planner": self.planner,
             "options": self.options,
+            **(taught if self.prompt is not None else {}),
             "read": read,
             "filter": msgspec.to_builtins(self.filter),
             "rows": msgspec.to_builtins(self.rows),
@@ -101,9 +122,11 @@ def _adjusted(
 
 def expand(document: Mapping[str, Any], where: str, base: Path | None = None) -> Recipe:
     """Fill in the defaults of a recipe that satisfies the schema. ``base``: where relative layout paths start."""
-    options = expand_options(document["planner"], document.get("options", {}))
+    module = find_planner(document["planner"])
+    options = msgspec.to_builtins(msgspec.convert(document.get("options", {}), module.Options))
+    teaching = _teaching(module, document, where, base)
     read = dict(document.get("read", {}))
-    shard = document.get("shard", {})
+    shard = ({"records": _TAUGHT_RECORDS} if teaching else {}) | document.get("shard", {})
     formats = ["auto", *FORMATS]
     if read.get("format", "auto") not in formats:
         raise UserError(f"{where}: read.format (--format): '{read['format']}' is not one of {', '.join(formats)}")
@@ -116,13 +139,39 @@ def expand(document: Mapping[str, Any], where: str, base: Path | None = None) ->
         read=ReadOptions(**read, **{f"shard_{key}": value for key, value in shard.items()}),
         filter=Filter(**document.get("filter", {})),
         rows=RowLimit(**document.get("rows", {})),
+        **teaching,
     )
+
+
+def find_planner(name: str) -> ModuleType:
+    """The module of a planner, rule or teacher; the recipe schema knows no other names."""
+    if name in PLANNERS:
+        return PLANNERS[name]
+    from pipeline.teach.planners import TEACHERS  # templates and all that: not for who converts by rule
+
+    return TEACHERS[name]
+
+
+def _teaching(module: ModuleType, document: Mapping[str, Any], where: str, base: Path | None) -> dict[str, Any]:
+    """Prompt, settings and engine arguments of a planner that is a teacher; nothing for a rule."""
+    if document["planner"] in PLANNERS:
+        for key in ("prompt", "teacher", "engine"):
+            if key in document:
+                raise UserError(f"{where}: {key}: the planner {document['planner']} asks no model; leave it out")
+        return {}
+    from pipeline.teach.prompts import Prompt, load_prompt
+    from pipeline.teach.settings import teacher_settings
+
+    given = document.get("prompt", module.PROMPT)
+    prompt = load_prompt(given, base) if isinstance(given, str) else msgspec.convert(given, Prompt)
+    settings = teacher_settings(document.get("teacher", {}), where)
+    return {"prompt": prompt, "teacher": settings, "engine": document.get("engine", {})}
 
 
 def is_planner_setting(setting: str, planner: str) -> bool:
     """Whether ``KEY=VALUE`` sets the planner or one of its options."""
     key = setting.partition("=")[0].strip().removeprefix("options.").partition(".")[0]
-    return key == "planner" or key in PLANNERS[planner].Options.__struct_fields__
+    return key == "planner" or key in find_planner(planner).Options.__struct_fields__
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:
@@ -138,7 +187,8 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
 def _set(document: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set one key: an option of the planner, a top-level key, or a dotted path such as ``shard.records``."""
     planner = document["planner"]
-    options = list(PLANNERS[planner].Options.__struct_fields__) if planner in PLANNERS else []
+    known_planners = schema.load("recipe")["properties"]["planner"]["enum"]
+    options = list(find_planner(planner).Options.__struct_fields__) if planner in known_planners else []
     sections = {name: list(rule["properties"]) for name, rule in _sections().items()}
     first, _, rest = key.partition(".")
     if key in options:
@@ -147,14 +197,16 @@ def _set(document: dict[str, Any], key: str, value: Any, where: str) -> None:
         document.setdefault("options", {})[rest] = value
     elif first in options and rest:  # an entry of an option that is a mapping, such as priority.search=1
         document.setdefault("options", {}).setdefault(first, {})[rest] = value
-    elif key in ("layout", "planner", "name", "description"):
+    elif key in ("layout", "planner", "prompt", "name", "description"):
         if key == "planner" and value != planner:
             document["options"] = {}
+            for other in ("prompt", "teacher", "engine"):
+                document.pop(other, None)
         document[key] = value
     elif first in sections and rest in sections[first]:
         document.setdefault(first, {})[rest] = value
     else:
-        known = [*options, "layout", "planner"] + [f"{s}.{name}" for s, names in sections.items() for name in names]
+        known = [*options, "layout", "planner", "prompt"] + [f"{s}.{name}" for s, names in sections.items() for name in names]
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"{where}: no such option; {hint}known for planner {planner}: {', '.join(known)}")

@@ -70,7 +70,8 @@ class Plans(NamedTuple):
     """Plans by id, and the layout that they were made for."""
 
     layout: Layout
-    by_id: Mapping[str, Plan]
+    #: Of a conversation for which no plan could be made, why.
+    by_id: Mapping[str, Plan | Rejected]
 
 
 def replaces(segments: Sequence[Segment]) -> bool:

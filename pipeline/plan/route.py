@@ -37,10 +37,11 @@ class Filter(msgspec.Struct, frozen=True):
 _EVERYTHING = Filter()
 
 
-def route(conversation: Conversation, layout: Layout) -> tuple[list[Part], dict[str, int]]:
+def route(conversation: Conversation, layout: Layout, needs_output: bool = True) -> tuple[list[Part], dict[str, int]]:
     """The parts that the layout has a stream for, and how many of each role it drops.
 
-    Raises :class:`Rejected` for a role that the layout refuses, and where nothing is left that a model wrote.
+    Raises :class:`Rejected` for a role that the layout refuses, and where nothing is left that a model wrote, if the plan
+    ``needs_output``.
     """
     parts = conversation.parts
     targets = layout.roles
@@ -59,7 +60,7 @@ def route(conversation: Conversation, layout: Layout) -> tuple[list[Part], dict[
             )
         elif role not in INPUT_ROLES:
             written = True
-    if not written:
+    if needs_output and not written:
         raise Rejected(Reason.NO_OUTPUT, "nothing in this conversation was written by a model, so it teaches none")
     return (_without(parts, dropped) if dropped else parts), dropped
 

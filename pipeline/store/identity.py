@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import reduce
 from importlib.metadata import version
 from operator import add
@@ -20,11 +21,15 @@ from pipeline.grid.tokens import Tokenizer
 from pipeline.recipe import Recipe
 from pipeline.store.counts import Counts
 from pipeline.store.format import FORMAT_VERSION
-from pipeline.store.manifest import Input, Manifest, Shard, TokenizerEntry
+from pipeline.store.manifest import Input, Manifest, Shard, Teacher, TokenizerEntry
 
 
 def identity(
-    recipe: Recipe, tokenizer: Tokenizer, inputs: Sequence[tuple[str, str]], plans: str | None
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    inputs: Sequence[tuple[str, str]],
+    plans: str | None,
+    teacher: Teacher | None,
 ) -> dict[str, Any]:
     """Everything that decides what the bytes are. ``inputs``: names and hashes of the input files."""
     return {
@@ -33,6 +38,7 @@ def identity(
         "layout": recipe.layout.to_dict(),
         "tokenizer": tokenizer.source_sha256,
         "plans": plans,
+        "teacher": _teacher(teacher),
         "inputs": dict(inputs),
     }
 
@@ -45,8 +51,13 @@ def identity_of(manifest: Manifest) -> dict[str, Any]:
         "layout": manifest.layout,
         "tokenizer": manifest.tokenizer.source_sha256,
         "plans": manifest.plans,
+        "teacher": _teacher(manifest.teacher),
         "inputs": {entry.path: entry.sha256 for entry in manifest.inputs},
     }
+
+
+def _teacher(teacher: Teacher | None) -> dict[str, Any] | None:
+    return None if teacher is None else asdict(teacher)
 
 
 def fingerprint(of: dict[str, Any]) -> str:
@@ -80,6 +91,7 @@ def build_manifest(
     tokenizer: Tokenizer,
     ids: TokenIds,
     plans: str | None,
+    teacher: Teacher | None,
     inputs: Sequence[Input],
     shards: Sequence[Shard],
 ) -> Manifest:
@@ -98,8 +110,9 @@ def build_manifest(
             ids.end_id,
             ids.tick_ids,
         ),
-        fingerprint=fingerprint(identity(recipe, tokenizer, [(i.path, i.sha256) for i in inputs], plans)),
+        fingerprint=fingerprint(identity(recipe, tokenizer, [(i.path, i.sha256) for i in inputs], plans, teacher)),
         plans=plans,
+        teacher=teacher,
         inputs=list(inputs),
         shards=list(shards),
         counts=counts,

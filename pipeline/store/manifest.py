@@ -78,6 +78,14 @@ class TokenizerEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Teacher:
+    """The model that the plans come from."""
+
+    model: str
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """``dataset.json``."""
 
@@ -88,6 +96,8 @@ class Manifest:
     fingerprint: str
     #: The fingerprint of the dataset whose plans were scheduled again, if any were.
     plans: str | None
+    #: None where a rule made the plans.
+    teacher: Teacher | None
     inputs: list[Input]
     shards: list[Shard]
     counts: Counts
@@ -129,6 +139,7 @@ def _typed(document: dict[str, Any]) -> Manifest:
         **document
         | {
             "tokenizer": TokenizerEntry(**document["tokenizer"]),
+            "teacher": None if document["teacher"] is None else Teacher(**document["teacher"]),
             "inputs": [Input(**entry) for entry in document["inputs"]],
             "shards": [_shard(entry) for entry in document["shards"]],
             "counts": Counts(**document["counts"]),

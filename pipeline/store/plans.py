@@ -9,7 +9,7 @@ import msgspec
 import zstandard
 
 from pipeline import schema
-from pipeline.errors import UserError
+from pipeline.errors import Rejected, UserError
 from pipeline.layout import Layout
 from pipeline.plan.plan import Plan, Plans
 from pipeline.store.manifest import Manifest, Shard
@@ -31,7 +31,7 @@ class StoredPlans(NamedTuple):
 
     def of(self, file: str, first: int, count: int) -> Plans:
         """The plans of ``count`` records of an input file from number ``first`` on."""
-        plans: dict[str, Plan] = {}
+        plans: dict[str, Plan | Rejected] = {}
         for shard in self.shards:
             source = shard.source
             if source.file == file and source.first < first + count and first < source.first + source.records:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pipeline import schema
-from pipeline.errors import Reason
+from pipeline.errors import Rejected
 
 #: A raw record up to this size is kept in its line; of a larger one only the place is.
 KEPT_BYTES = 1 << 16
@@ -21,8 +21,7 @@ def line(
     length: int,
     raw: bytes | None,
     sha256: bytes | None,
-    reason: Reason,
-    message: str,
+    why: Rejected,
 ) -> bytes:
     """One quarantine line, checked against its schema, without the line break.
 
@@ -38,12 +37,19 @@ def line(
             "length": length,
             "sha256": digest.hex() if digest is not None else None,
         },
-        "reason": str(reason),
-        "message": message.encode("utf-8", "backslashreplace").decode(),
+        "reason": str(why.reason),
+        "message": _whole(why.message),
         "raw": _as_text(raw),
     }
+    if why.answers:
+        document["answers"] = [_whole(answer) for answer in why.answers]
     schema.check("quarantine", document, f"quarantine line of {file}:{record}")
     return msgspec.json.encode(document)
+
+
+def _whole(text: str) -> str:
+    """Text that can be written: half a surrogate pair is shown as what it is."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_text(raw: bytes | None) -> str | None:

@@ -24,12 +24,6 @@ Planner = Callable[[Sequence[Part]], list[Segment]]
 PLANNERS: dict[str, ModuleType] = {"sequential": sequential, "wait-k": wait_k, "agent": agent}
 
 
-def expand_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A planner's options with its defaults written out. The options satisfy the recipe schema already."""
-    expanded: dict[str, Any] = msgspec.to_builtins(msgspec.convert(dict(options), PLANNERS[name].Options))
-    return expanded
-
-
 def build_planner(name: str, options: Mapping[str, Any], layout: Layout) -> Planner:
     """The planner of that name, set up for a layout."""
     module = PLANNERS[name]

@@ -119,7 +119,7 @@ def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str,
             if record.raw is None:
                 raise Rejected(record.reason or Reason.CORRUPT_FILE, record.message)
             conversation = read_conversation(record.raw, source.format, recipe.read.messages_field)
-            parts, dropped_here = route(conversation, view.context.layout)
+            parts, dropped_here = route(conversation, view.context.layout, recipe.needs_output)
             outcome = "converted" if recipe.filter.keeps(parts) else "filtered"
         except Rejected as rejected:
             outcome, parts, dropped_here = str(rejected.reason), [], {}
@@ -135,6 +135,8 @@ def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str,
             for role, count in dropped_here.items():
                 dropped[role] = dropped.get(role, 0) + count
         if place is not None and record.raw is not None and outcome == "converted":
+            if not recipe.needs_output:
+                parts = []  # the plan stands in place of the conversation
             _compare_record(view, place, record.raw, parts, conversation.meta, texts)
             findings.checked(compared=1)
     for number in sorted((at.keys() | quarantined.keys()) - seen):
@@ -155,6 +157,14 @@ def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str,
     _compare_texts(view, texts)
 
 
+#: Reasons that only a plan shows, or that none could be made.
+_PLANNING = (
+    Reason.PLAN_INVALID,
+    Reason.TEACHER_REFUSED,
+    Reason.TEACHER_TRUNCATED,
+    Reason.TEACHER_INVALID,
+    Reason.CAUSALITY,
+)
 #: Reasons that only planning, tokens and rows show: reading the record again finds nothing wrong with it.
 _AFTER_PLANNING = (Reason.NOT_REVERSIBLE, Reason.TOO_LONG)
 
@@ -171,7 +181,7 @@ def _agree(outcome: str, found: str, line: dict[str, Any] | None) -> bool:
     """Whether what is stored of a record is what reading it again gives, or goes on from there."""
     if outcome == found:
         return True
-    return outcome == "converted" and line is not None and found in (*_AFTER_PLANNING, Reason.PLAN_INVALID)
+    return outcome == "converted" and line is not None and found in (*_AFTER_PLANNING, *_PLANNING)
 
 
 def _compare_record(

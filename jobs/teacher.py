@@ -1,0 +1,103 @@
+"""A run's teacher as the driver sees it: which model answers, where answers are kept, and what it has cost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.engines.spec import EngineSpec
+from pipeline.errors import UserError
+from pipeline.location import is_url
+from pipeline.recipe import Recipe, from_manifest
+from pipeline.store.counts import Counts
+from pipeline.store.manifest import Manifest, Teacher
+
+if TYPE_CHECKING:
+    from jobs.teaching import TeacherSetup
+    from pipeline.engines.protocol import Model
+    from pipeline.teach.counters import Counters
+
+
+def teacher_setup(recipe: Recipe, engine: EngineSpec | None, answers: str | None, out: str) -> TeacherSetup | None:
+    """What workers need to ask a model; None where the recipe's planner is a rule.
+
+    Raises :class:`UserError` where engine and planner do not go together, and where no model can be found.
+    """
+    if recipe.prompt is None:
+        if engine is not None or answers is not None:
+            option = "--engine" if engine is not None else "--answers"
+            raise UserError(
+                f"{option}: the planner {recipe.planner} asks no model; leave it out, or choose a recipe whose planner "
+                f"does, such as --recipe align"
+            )
+        return None
+    if engine is None:
+        raise UserError(
+            f"--recipe {recipe.name}: the planner {recipe.planner} asks a model. Add --engine vllm --model NAME, or "
+            f"--engine http://HOST:PORT/v1; or --plans DIR to schedule plans again that were made before"
+        )
+    from jobs.teaching import TeacherSetup
+    from pipeline.engines.identify import identify
+
+    spec = _with_arguments(engine, recipe.engine)
+    return TeacherSetup(spec, asyncio.run(identify(spec)), answers or _beside(out))
+
+
+def _with_arguments(spec: EngineSpec, of_recipe: dict[str, Any]) -> EngineSpec:
+    """The engine with the recipe's arguments; those of the command line win."""
+    return replace(spec, args=tuple(sorted({**of_recipe, **dict(spec.args)}.items())))
+
+
+def _beside(out: str) -> str:
+    if is_url(out):
+        raise UserError(
+            f"--out {out}: answers cannot be kept beside it; name a directory of this machine with --answers"
+        )
+    return out.rstrip("/") + ".answers"
+
+
+def as_teacher(model: Model) -> Teacher:
+    """A model as the manifest names it."""
+    return Teacher(model.name, model.revision)
+
+
+def planned_by(recipe: Recipe, planned: Manifest) -> Recipe:
+    """The recipe with the planner, and what it was told, that made a dataset's plans: not the one that is not asked."""
+    before = from_manifest(planned.recipe, planned.layout)
+    return msgspec.structs.replace(
+        recipe, planner=before.planner, options=before.options, prompt=before.prompt, teacher=before.teacher, engine={}
+    )
+
+
+def cost(setup: TeacherSetup, asked: Counters | None, counts: Counts, seconds: float, workers: int) -> dict[str, Any]:
+    """What asking has cost, for ``run.json`` and the summary."""
+    from pipeline.teach.counters import Counters
+
+    asked = asked or Counters()
+    gpus = setup.engine.gpus
+    conversations = max(counts.read - counts.filtered, 1)
+    return {
+        "model": setup.model.name,
+        "revision": setup.model.revision,
+        "answers": setup.answers,
+        "asked": asked.asked,
+        "from_store": asked.stored,
+        "accepted": asked.accepted,
+        "retried": asked.retried,
+        "rejected": asked.rejected,
+        "engine_restarts": asked.restarts,
+        "prompt_tokens": asked.prompt_tokens,
+        "cached_tokens": asked.cached_tokens,
+        "output_tokens": asked.output_tokens,
+        "cached_share": round(asked.cached_tokens / asked.prompt_tokens, 4) if asked.prompt_tokens else None,
+        "output_tokens_per_second": round(asked.output_tokens / max(seconds, 1e-9), 1),
+        "prompt_tokens_per_conversation": round(asked.prompt_tokens / conversations, 1),
+        "output_tokens_per_conversation": round(asked.output_tokens / conversations, 1),
+        "engine_occupancy": round(asked.busy_seconds / max(seconds * workers, 1e-9), 3),
+        "gpu_seconds_per_1000_conversations": round(asked.busy_seconds * gpus * 1000 / conversations, 1)
+        if gpus
+        else None,
+    }

@@ -1,0 +1,121 @@
+"""A teacher in a worker: one engine and one event loop in a thread of its own, shared by the shards that are planned at once.
+
+While the last conversations of one shard are waiting for their answers, those of the next keep the engine full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from typing import NamedTuple
+
+from pipeline.engines.build import build_engine
+from pipeline.engines.protocol import Model
+from pipeline.engines.spec import EngineSpec
+from pipeline.errors import UserError
+from pipeline.plan.plan import Plans
+from pipeline.read.containers import Record
+from pipeline.recipe import Recipe, find_planner
+from pipeline.teach.answers import AnswerStore
+from pipeline.teach.asking import Asker
+from pipeline.teach.counters import Counters
+from pipeline.teach.shard import ShardTeacher
+
+#: Shards that one worker plans at a time.
+SHARDS_AT_ONCE = 2
+_GRACE_SECONDS = 20.0
+
+
+class TeacherSetup(NamedTuple):
+    """What a worker needs to have an engine; picklable."""
+
+    engine: EngineSpec
+    #: What the run's identity says answers. An engine that turns out to hold another model is refused.
+    model: Model
+    answers: str
+
+
+class Taught(NamedTuple):
+    """How far a worker's teacher is."""
+
+    #: Tells one worker from another, also from the one that it has replaced.
+    worker: str
+    counters: Counters
+    #: Parts of shards that are planned but not finished, in bytes of input.
+    planned_bytes: float
+
+
+class Teacher:
+    """Plans shards; :meth:`plan` is called from several threads."""
+
+    def __init__(self, setup: TeacherSetup, recipe: Recipe) -> None:
+        assert recipe.prompt is not None and recipe.teacher is not None
+        self._name = uuid.uuid4().hex
+        self._planned: dict[int, float] = {}
+        self._closed = False
+        planner = find_planner(recipe.planner)
+        options = planner.Options(**recipe.options)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
+        self._thread.start()
+        spec = setup.engine
+        self._asker = Asker(
+            build_engine(spec),
+            AnswerStore(setup.answers),
+            recipe.teacher,
+            model=setup.model,
+            concurrency=spec.concurrency,
+            timeout=spec.timeout,
+        )
+        made = planner.Planner(recipe.layout, options, recipe.prompt)
+        self._shards = ShardTeacher(recipe, made, self._asker, spec.concurrency)
+
+    def plan(self, number: int, file: str, format_name: str, records: Sequence[Record], input_bytes: int) -> Plans:
+        """The plans of one shard, which stands for ``input_bytes`` of input."""
+        self._planned[number] = 0.0
+
+        def planned() -> None:
+            self._planned[number] += input_bytes / len(records)
+
+        work = self._shards.plan(file, format_name, records, planned)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except ExceptionGroup as group:
+            raise _first(group) from None
+        except CancelledError:
+            raise UserError("stopped") from None
+
+    def finished(self, number: int) -> None:
+        """A shard is committed: what was planned of it is now counted as done."""
+        self._planned.pop(number, None)
+
+    def taught(self) -> Taught:
+        """How far it is."""
+        return Taught(self._name, self._asker.counters(), sum(self._planned.values()))
+
+    def close(self) -> None:
+        """Stop whatever is asked, and let the engine go."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(TimeoutError, asyncio.CancelledError):
+            asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(_GRACE_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_GRACE_SECONDS)
+
+    async def _shut(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._asker.close()
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """What went wrong first: of a whole shard's conversations, the others were only stopped for it."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, ExceptionGroup) else first
