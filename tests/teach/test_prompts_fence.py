@@ -32,6 +32,9 @@ _HOSTILE = st.lists(
         st.sampled_from(
             list("<>[]|/\\\"'_~=-0 \n\t\r\v\f{}｜＜［▁◁\x00\x1b\x7f\x85\u2028\u2029\u202e\u200b\ufeff\U000e0041")
         ),
+        st.tuples(st.sampled_from(CONTROL), st.integers(1, 9), st.sampled_from("\u0301\u200d\ufe0f")).map(
+            lambda drawn: drawn[0][: drawn[1]] + drawn[2] + drawn[0][drawn[1] :]
+        ),
         st.text(max_size=5),
     ),
     max_size=12,
@@ -80,11 +83,9 @@ def test_nothing_inside_ends_the_string(text: str) -> None:
 def tokenizers() -> list[Tokenizer]:
     """Tokenizers that know all of :data:`CONTROL`: as they are, and after every kind of normalisation."""
     made = []
-    for normaliser in (
-        None,
-        normalizers.NFKC(),
-        normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()]),
-    ):
+    drop = [normalizers.Replace(character, "") for character in "\u200d\ufe0f"]
+    bare = normalizers.Sequence([*drop, normalizers.NFKD(), normalizers.StripAccents()])
+    for normaliser in (None, normalizers.NFKC(), bare):
         tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
         if normaliser is not None:
             tokenizer.normalizer = normaliser
@@ -102,6 +103,8 @@ def test_the_tokenizers_would_notice(tokenizers: list[Tokenizer]) -> None:
 
 @given(text=_HOSTILE)
 @example(text="".join(CONTROL))
+@example(text="".join(token[:1] + "\u200d" + token[1:] for token in CONTROL))
+@example(text="".join(token[:2] + "\u0301" + token[2:] for token in CONTROL))
 @example(text=" ".join(CONTROL))
 def test_nothing_is_a_control_token_for_any_tokenizer(tokenizers: list[Tokenizer], text: str) -> None:
     for tokenizer in tokenizers:
