@@ -42,8 +42,11 @@ def _examples(ran: Ran) -> dict[str, str]:
     return found
 
 
-def render(ran: Ran, console: Console) -> None:
-    """Print the counts, why records were rejected, and what to do next."""
+def render(ran: Ran, console: Console, retried: int | None = None) -> None:
+    """Print the counts, why records were rejected, and what to do next.
+
+    ``retried``: how many records were in quarantine before, where the run was to try them again.
+    """
     made = ran.manifest
     counts = made.counts
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -82,5 +85,15 @@ def render(ran: Ran, console: Console) -> None:
     if ran.lost_attempts:
         work += f", {ran.lost_attempts} attempts lost with their workers"
     console.print(f"{Place(ran.out)}: {shards} shard{'s' if shards != 1 else ''}, {work}")
+    if retried:
+        console.print(_recovered(retried, retried - counts.quarantined))
     if not counts.converted:
         console.print("[bold red]Nothing could be converted.[/] The quarantine files say why, record by record.")
+
+
+def _recovered(retried: int, recovered: int) -> str:
+    """What trying again has changed, in one sentence."""
+    if recovered <= 0:
+        records = "the record" if retried == 1 else f"the {retried:,} records"
+        return f"[yellow]Nothing was recovered: {records} in quarantine still cannot be converted, for the reasons above.[/]"
+    return f"Recovered {recovered:,} of {retried:,} in quarantine."

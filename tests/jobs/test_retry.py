@@ -34,6 +34,8 @@ def test_a_reason_that_has_gone(small: Made, rejected: str) -> None:
     ran = pipeline("retry", rejected, "--ray", "off")
     assert ran.code == 0, ran.output
     assert "2 of 12 shards were there already" in ran.output
+    # Of the corpus's own broken records each of the two line files has two; the six are recovered.
+    assert "Recovered 6 of 10 in quarantine." in ran.output
     assert_same(Path(rejected), small.contents)
 
 
@@ -73,8 +75,39 @@ def test_nothing_in_quarantine(tmp_path: Path) -> None:
 
 def test_what_is_still_bad_stays_in_quarantine(small: Made, tmp_path: Path) -> None:
     assert pipeline(*small.options, "--out", tmp_path / "out", "--ray", "off").code == 0
-    assert pipeline("retry", tmp_path / "out", "--ray", "off").code == 0
+    ran = pipeline("retry", tmp_path / "out", "--ray", "off")
+    assert ran.code == 0
+    assert "Nothing was recovered: the 4 records in quarantine still cannot be converted" in ran.output
     assert_same(tmp_path / "out", small.contents)
+
+
+def test_only_a_retry_speaks_of_recovery(rejected: str, small: Made) -> None:
+    ran = pipeline(*small.options, "--out", rejected, "--ray", "off")
+    assert ran.code == 0 and "ecovered" not in ran.output
+
+
+def test_what_was_recovered_is_said_by_a_retry_that_goes_on_too(
+    small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest, which counted the quarantine, is gone by then."""
+    out = tmp_path / "out"
+    assert pipeline(*small.options, "--out", out, "--ray", "off").code == 0
+    put, left = Place.put, 12
+
+    def stopping(self: Place, name: str, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        put(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "put", stopping)
+        assert pipeline("retry", out, "--ray", "off").code == 130
+    assert not (out / "dataset.json").exists()
+    ran = pipeline("retry", out, "--ray", "off")
+    assert ran.code == 0 and "Nothing was recovered: the 4 records in quarantine still" in ran.output
+    assert_same(out, small.contents)
 
 
 def test_no_dataset(tmp_path: Path) -> None:

@@ -132,5 +132,5 @@ def write(folder: Path, made_with: Recipe, shards: list[list[Drawn]], counts: Co
             )
         )
     place.put(TOKENIZER, tokenizer.json.encode())
-    place.put(MANIFEST, build_manifest(made_with, tokenizer, ids, None, [], finished).encode())
+    place.put(MANIFEST, build_manifest(made_with, tokenizer, ids, None, None, [], finished).encode())
     return open_dataset(str(folder))
