@@ -1,0 +1,90 @@
+"""Many processes with one answer store, killed at any moment: whoever used an answer used the same one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from answer_writer import asked
+
+from pipeline.teach.answers import AnswerStore
+
+WRITER = Path(__file__).parent / "answer_writer.py"
+QUESTIONS = 1500
+
+
+def _start(store: Path, seed: int) -> subprocess.Popen[bytes]:
+    out = store.parent / f"used-{seed}"
+    with out.open("wb") as stream:
+        return subprocess.Popen([sys.executable, WRITER, store, str(seed), str(QUESTIONS)], stdout=stream)
+
+
+def _used(folder: Path) -> dict[int, set[str]]:
+    """Number of a question to all answers that some process has used."""
+    used: dict[int, set[str]] = defaultdict(set)
+    for path in folder.glob("used-*"):
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                number, _, text = line[:-1].partition("\t")
+                used[int(number)].add(text)
+    return used
+
+
+def _stored(store: Path) -> list[str | None]:
+    async def read() -> list[str | None]:
+        opened = AnswerStore(str(store))
+        found = [await opened.find(asked(number)) for number in range(QUESTIONS)]
+        assert opened.faults == []
+        await opened.close()
+        return [answer and answer.text for answer in found]
+
+    return asyncio.run(read())
+
+
+def test_many_processes_that_are_killed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    chance = random.Random(1)
+    seed = 0
+    running: list[subprocess.Popen[bytes]] = []
+    killed = finished = 0
+    until = time.monotonic() + 60
+    # Twelve are killed at some moment after they have begun to write; what they leave is finished by three more.
+    while finished < 3 and time.monotonic() < until:
+        while len(running) < 3:
+            running.append(_start(store, seed))
+            seed += 1
+        victim = chance.choice(running)
+        if killed < 12:
+            begun = tmp_path / f"used-{victim.args[3]}"  # type: ignore[index]
+            while victim.poll() is None and begun.stat().st_size == 0:
+                time.sleep(0.002)
+            time.sleep(chance.random() * 0.05)
+            victim.kill()
+            killed += victim.wait() == -signal.SIGKILL
+            running.remove(victim)
+        else:
+            assert victim.wait(60) == 0
+            running.remove(victim)
+            finished += 1
+    for process in running:
+        process.kill()
+        process.wait()
+    assert finished == 3 and killed >= 6
+
+    used = _used(tmp_path)
+    assert sorted(used) == list(range(QUESTIONS))
+    assert all(len(texts) == 1 for texts in used.values()), "two processes went on with two answers to one question"
+    stored = _stored(store)
+    assert [{text} for text in stored] == [used[number] for number in range(QUESTIONS)]
+    writers = {text.split()[0] for text in stored if text}
+    assert len(writers) > 3, "one process did everything: nothing was tested"
+
+    # Nothing was paid for twice by those who came later, and there is one line per answer.
+    lines = [line for path in store.glob("*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
+    assert len(lines) == QUESTIONS
