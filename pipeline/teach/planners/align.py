@@ -29,14 +29,19 @@ from pipeline.teach.protocol import Ask
 
 PROMPT = "align"
 
-#: Output segments per call. Numbers of three digits would cost more than eight tokens where digits stand alone.
+#: Output segments per call, and numbers for input segments. With three digits on both sides an answer would cost more
+#: than eight tokens per output segment where a vocabulary writes digits one by one.
 MaxSegments = Annotated[int, msgspec.Meta(ge=1, le=99)]
+MaxInputs = Annotated[int, msgspec.Meta(ge=1, le=999)]
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``max_segments``: the most output sentences that one call asks about; a longer turn takes several calls."""
+    """Options of the ``align`` planner."""
 
+    #: The most output sentences that one call asks about; a longer turn takes several calls.
     max_segments: MaxSegments = 64
+    #: The most numbers for input sentences; of a longer turn, neighbouring sentences share one.
+    max_inputs: MaxInputs = 99
 
 
 class Planner:
@@ -53,7 +58,7 @@ class Planner:
                 f"what the user says ('{self._stream['user']}'), so nothing can be aligned; "
                 f"use another layout, such as chat-think-3, or change its visibility"
             )
-        self._align = Aligner(prompt, "system.jinja", "turn.jinja", options.max_segments)
+        self._align = Aligner(prompt, "system.jinja", "turn.jinja", options.max_segments, options.max_inputs)
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         edges = Edges(self._spoken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from pipeline.engines.protocol import Constraint, Message
@@ -30,9 +31,12 @@ class Written(NamedTuple):
 
 
 class Aligner:
-    """Asks, as often as one call's ``max_segments`` make it necessary. The answers are numbers, never text."""
+    """Asks, as often as one call's ``max_segments`` make it necessary. The answers are numbers, never text.
 
-    def __init__(self, prompt: Prompt, system: str, turn: str, max_segments: int) -> None:
+    ``max_inputs``: where a turn has more input pieces, neighbours share a number, as few as possible.
+    """
+
+    def __init__(self, prompt: Prompt, system: str, turn: str, max_segments: int, max_inputs: int) -> None:
         """``system`` and ``turn`` are templates of ``prompt``."""
         prompt.check(system)
         prompt.check(turn, "earlier", "inputs", "outputs", "count")
@@ -40,6 +44,7 @@ class Aligner:
         self._system = Message("system", prompt.render(system))
         self._turn = turn
         self._max_segments = max_segments
+        self._max_inputs = max_inputs
 
     async def __call__(
         self, ask: Ask, earlier: Sequence[Part], inputs: Sequence[Piece], written: Sequence[Written]
@@ -48,33 +53,38 @@ class Aligner:
 
         ``earlier`` is the conversation before this turn. Raises what ``ask`` raises.
         """
+        groups = _groups(inputs, self._max_inputs)
+        numbered = [
+            {
+                "role": Plain(inputs[group.start].role),
+                "text": "".join(piece.text for piece in inputs[group.start : group.stop]),
+            }
+            for group in groups
+        ]
         needs: list[int] = []
         shown: list[dict[str, Any]] = []
         count = 0
         for piece, asked in [(piece, entry.asked) for entry in written for piece in entry.pieces]:
             if asked and count == self._max_segments:
-                needs += await self._ask(ask, earlier, inputs, shown, count)
+                needs += await self._ask(ask, earlier, numbered, shown, count)
                 shown = [entry | {"number": 0} for entry in shown]
                 count = 0
             count += asked
             shown.append({"role": Plain(piece.role), "text": piece.text, "number": count if asked else 0})
         if count:
-            needs += await self._ask(ask, earlier, inputs, shown, count)
-        return needs
+            needs += await self._ask(ask, earlier, numbered, shown, count)
+        return [groups[need - 1].stop if need else 0 for need in needs]
 
     async def _ask(
         self,
         ask: Ask,
         earlier: Sequence[Part],
-        inputs: Sequence[Piece],
+        inputs: Sequence[dict[str, Any]],
         outputs: Sequence[dict[str, Any]],
         count: int,
     ) -> list[int]:
-        numbered = [
-            {"role": Plain(piece.role), "text": piece.text, "number": number} for number, piece in enumerate(inputs, 1)
-        ]
         prompt = self._prompt.render(
-            self._turn, earlier=shown_parts(earlier), inputs=numbered, outputs=outputs, count=count
+            self._turn, earlier=shown_parts(earlier), inputs=inputs, outputs=outputs, count=count
         )
         longest = dict.fromkeys(_keys(count), len(inputs))
 
@@ -118,6 +128,17 @@ def _parse(text: str, outputs: int, inputs: int) -> list[int]:
         if not 0 <= needs[key] <= inputs:
             raise ValueError(f'"{key}" is {needs[key]}, but there are input segments 1 to {inputs}, and 0 for none')
     return [needs[key] for key in keys]
+
+
+def _groups(inputs: Sequence[Piece], most: int) -> list[range]:
+    """Runs of pieces that share a number: of one role, of equal length but for the last of a role, as a rule ``most``."""
+    roles = [piece.role for piece in inputs]
+    changes = [i for i in range(1, len(roles)) if roles[i] != roles[i - 1]]
+    bounds = [0, *changes, len(inputs)]
+    size = 1 if len(inputs) <= most else -(-len(inputs) // max(most - len(changes), 1))
+    return [
+        range(first, min(first + size, end)) for begin, end in pairwise(bounds) for first in range(begin, end, size)
+    ]
 
 
 def _keys(count: int) -> list[str]:

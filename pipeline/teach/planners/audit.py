@@ -23,7 +23,7 @@ from pipeline.plan.plan import Segment
 from pipeline.plan.segments import sentences
 from pipeline.read.conversation import Part
 from pipeline.teach.causal import Thread
-from pipeline.teach.planners.answers import read_json
+from pipeline.teach.planners.answers import one_line, read_json
 from pipeline.teach.planners.remarks import TOKENS_PER_CHARACTER, Characters, Most, Remarks
 from pipeline.teach.prompts import Prompt
 from pipeline.teach.protocol import Ask
@@ -52,7 +52,7 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def text(self) -> str:
         """As it stands in the stream."""
-        return f"Verdict: {self.verdict}. {self.reason.strip()}".rstrip()
+        return f"Verdict: {self.verdict}. {one_line(self.reason)}".rstrip()
 
 
 class Planner:

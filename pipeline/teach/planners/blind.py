@@ -25,7 +25,7 @@ from pipeline.plan.plan import Segment
 from pipeline.plan.turns import turn_starts
 from pipeline.read.conversation import Part
 from pipeline.teach.causal import Thread
-from pipeline.teach.planners.align import MaxSegments, add_input, add_paced, paced_parts, paced_roles, pieces
+from pipeline.teach.planners.align import MaxInputs, MaxSegments, add_input, add_paced, paced_parts, paced_roles, pieces
 from pipeline.teach.planners.aligning import Aligner, Piece, Written
 from pipeline.teach.planners.evidence import Evidence
 from pipeline.teach.planners.remarks import Characters, Most, Remarks
@@ -45,8 +45,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     characters: Characters = 160
     #: Where the recorded answer stands.
     answer: Literal["rule", "align"] = "rule"
-    #: For ``answer: align``: the most answer sentences that one call asks about.
+    #: For ``answer: align``, as there.
     max_segments: MaxSegments = 64
+    max_inputs: MaxInputs = 99
     #: The stream for thoughts, where the layout drops recorded ones; else it is theirs.
     stream: str | None = None
 
@@ -71,7 +72,9 @@ class Planner:
                     f"planner blind, answer: align: in layout '{layout.name}' answers stand in '{self._stream['answer']}', "
                     f"which may not read '{self._stream['user']}'; set answer=rule, or change the layout's visibility"
                 )
-            self._align = Aligner(prompt, "align-system.jinja", "align-turn.jinja", options.max_segments)
+            self._align = Aligner(
+                prompt, "align-system.jinja", "align-turn.jinja", options.max_segments, options.max_inputs
+            )
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         edges = Edges(self._spoken)

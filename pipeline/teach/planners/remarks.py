@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from pipeline.engines.protocol import Constraint
-from pipeline.teach.planners.answers import read_json
+from pipeline.teach.planners.answers import one_line, read_json
 
 #: How many remarks one call may make, and how long each may be.
 Most = Annotated[int, msgspec.Meta(ge=1, le=20)]
@@ -50,7 +50,7 @@ class Remarks(NamedTuple):
         return f'{{"{self.key}":[]}}'
 
     def parse(self, text: str) -> list[str]:
-        """The remarks, without blanks around them; blank ones say nothing and are left out. Raises ValueError."""
+        """The remarks, each as one line; blank ones say nothing and are left out. Raises ValueError."""
         answer = read_json(text, dict[str, list[str]])
         if list(answer) != [self.key]:
             raise ValueError(f'it must be an object with the one key "{self.key}"')
@@ -62,4 +62,4 @@ class Remarks(NamedTuple):
                 raise ValueError(
                     f"one of the {self.key} has {len(remark)} characters; at most {self.characters} are allowed"
                 )
-        return [remark.strip() for remark in remarks if remark.strip()]
+        return [line for line in map(one_line, remarks) if line]

@@ -17,8 +17,9 @@ from typing import NamedTuple
 from pipeline.engines.protocol import Constraint
 from pipeline.layout import DROP, REJECT, Layout
 
-#: Not in a cell: the bar, and what is no visible character (control characters, line and paragraph separators).
-_UNWANTED = r"|\x00-\x1f\x7f-\x9f\u2028\u2029"
+#: Not in a cell: the bar, and what is no visible character (control characters, line and paragraph separators, halves of
+#: characters, which a byte-wise grammar would let through).
+_UNWANTED = r"|\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
 _UNWANTED_IN_CELL = re.compile(f"[{_UNWANTED}]")
 
 _SILENCE = "-"
@@ -78,10 +79,6 @@ class Table(NamedTuple):
 
     def parse(self, text: str) -> list[list[str | None]]:
         """The cells of all rows, None for silence. Raises ValueError saying which line is wrong, and how."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("it holds half a character (a lone surrogate)") from None
         header, *lines = text.strip("\n").split("\n")
         if [name.strip(" ") for name in header.split("|")] != list(self.streams):
             raise ValueError(f"line 1 must be the names of the streams: {self.header}")
@@ -106,7 +103,7 @@ class Table(NamedTuple):
             if not cell:
                 raise ValueError(f"line {number}: the cell of {name} is empty; silence is written as {self.silence}")
             if unwanted := _UNWANTED_IN_CELL.search(cell):
-                raise ValueError(f"line {number}: the cell of {name} holds the control character {unwanted[0]!r}")
+                raise ValueError(f"line {number}: the cell of {name} holds the character {unwanted[0]!r}")
             if len(cell) > self.characters:
                 raise ValueError(
                     f"line {number}: the cell of {name} has {len(cell)} characters; at most {self.characters} are allowed: "
