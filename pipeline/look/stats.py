@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.look.cells import visible
-from pipeline.read.conversation import INPUT_ROLES
-from pipeline.store.dataset import Columns, Dataset
+from pipeline.look.delays import answer_delays, span_table
+from pipeline.store.dataset import Dataset
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,10 +117,10 @@ def stats(dataset: Dataset) -> Stats:
             most = int(own.argmax())
             if longest is None or own[most] > longest.rows:
                 longest = Longest(columns.ids[most], int(own[most]))
-        spans = _spans(columns)
+        spans = span_table(columns)
         said = spans.group_by("stream").agg(pl.col("length").sum())
         per_stream[said["stream"].to_numpy()] += said["length"].to_numpy()
-        delays.append(_answer_delays(columns, spans))
+        delays.append(answer_delays(columns, spans).from_end)
 
     counts = dataset.manifest.counts
     row_count = pl.concat([pl.Series("rows", part) for part in rows]) if rows else pl.Series("rows", [], pl.Int32)
@@ -150,55 +150,6 @@ def stats(dataset: Dataset) -> Stats:
         dropped_parts=dict(counts.dropped_parts),
         silence_in_content=counts.silence_in_content,
     )
-
-
-def _spans(columns: Columns) -> pl.DataFrame:
-    """The spans of a shard: stream, part (numbered through the shard; -1: generated), first row, tokens."""
-    spans = columns.spans
-    first_part = columns.parts[0][:-1]
-    grid_part = np.repeat(first_part, np.diff(spans.grid_offsets))
-    return pl.DataFrame(
-        {
-            "stream": spans.stream,
-            "part": np.where(spans.part >= 0, spans.part + grid_part, -1),
-            "start": spans.start,
-            "length": np.diff(spans.token_offsets),
-        }
-    )
-
-
-def _answer_delays(columns: Columns, spans: pl.DataFrame) -> NDArray[np.int32]:
-    """Rows from the end of the input to the first answer token, for turns that have both. int32 [turns]"""
-    offsets, roles, _, _ = columns.parts
-    written = (
-        spans.group_by("part")
-        .agg(pl.col("start").min().alias("first"), (pl.col("start") + pl.col("length")).max().alias("end"))
-        .with_columns(pl.col("part").cast(pl.UInt32, strict=False))
-    )
-    parts = (
-        pl.DataFrame({"role": pl.Series(roles, dtype=pl.String)})
-        .with_row_index("part")
-        .with_columns(grid=pl.Series(np.repeat(np.arange(len(columns)), np.diff(offsets))))
-        .filter(pl.col("role") != "result")
-        .with_columns(input=pl.col("role").is_in(list(INPUT_ROLES)))
-    )
-    # A turn begins with a part of the world's that follows one of the model's, results aside: turn_starts.
-    new_turn = pl.col("input") & ~pl.col("input").shift(1).over("grid").fill_null(True)
-    turns = parts.with_columns(turn=new_turn.cum_sum()).join(written, on="part", how="inner").sort("part")
-    answers = (
-        turns.filter(pl.col("role") == "answer")
-        .group_by("grid", "turn", maintain_order=True)
-        .agg(pl.col("part").first().alias("answer"), pl.col("first").first().alias("begun"))
-    )
-    inputs = turns.filter(pl.col("role") == "user").join(
-        answers, on=["grid", "turn"], how="inner", maintain_order="left"
-    )
-    delays = (
-        inputs.filter(pl.col("part") < pl.col("answer"))
-        .group_by("grid", "turn", maintain_order=True)
-        .agg((pl.col("begun").last() - (pl.col("end").last() - 1)).alias("rows"))
-    )
-    return delays["rows"].cast(pl.Int32).to_numpy()
 
 
 def _distribution(values: pl.Series) -> Distribution | None:
