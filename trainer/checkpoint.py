@@ -8,9 +8,12 @@ There is no state of random generators: they are seeded anew in every step. Anot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,8 @@ def save(run: Path, progress: Progress, model: StreamModel, optimizer: Optimizer
             shutil.rmtree(left)
         beside.mkdir(parents=True)
     world.barrier()
-    dcp.save(_state(model, optimizer), checkpoint_id=beside, no_dist=world.size == 1)
+    with _quiet():
+        dcp.save(_state(model, optimizer), checkpoint_id=beside, no_dist=world.size == 1)
     if world.first:
         with (beside / _STATE).open("w") as file:
             json.dump({"step": progress.step, "loader": progress.loader}, file)
@@ -63,7 +67,7 @@ def save(run: Path, progress: Progress, model: StreamModel, optimizer: Optimizer
             os.fsync(file.fileno())
         if final.exists():
             shutil.rmtree(final)
-        os.rename(beside, final)
+        beside.rename(final)
         _sync(final.parent)
         for old in steps(run)[:-keep]:
             shutil.rmtree(folder(run, old))
@@ -75,7 +79,8 @@ def restore(run: Path, step: int, model: StreamModel, optimizer: Optimizer, worl
     path = folder(run, step)
     state = _state(model, optimizer)
     try:
-        dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
+        with _quiet():
+            dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
         document = json.loads((path / _STATE).read_text())
     except (dcp.api.CheckpointException, OSError, ValueError) as error:
         raise UserError(
@@ -94,7 +99,8 @@ def restore(run: Path, step: int, model: StreamModel, optimizer: Optimizer, worl
 def restore_model(run: Path, step: int, model: StreamModel) -> None:
     """Load the parameters alone, in one process."""
     wanted = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    dcp.load({"model": wanted}, checkpoint_id=folder(run, step), no_dist=True)
+    with _quiet():
+        dcp.load({"model": wanted}, checkpoint_id=folder(run, step), no_dist=True)
 
 
 def _state(model: StreamModel, optimizer: Optimizer) -> dict[str, Any]:
@@ -105,6 +111,14 @@ def _state(model: StreamModel, optimizer: Optimizer) -> dict[str, Any]:
 def _options(strict: bool = True) -> StateDictOptions:
     # Flat: the state of every parameter under its own name, whichever groups there are and however it is sharded.
     return StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True, strict=strict)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """One process is meant; torch warns of it all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _sync(path: Path) -> None:

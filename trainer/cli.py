@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 done, 1 the run failed, 2 something is wrong with what was given, 130 interrupted."""
+    """Run the command line: 0 done, 2 something is wrong that a user can mend, 130 interrupted."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -24,7 +24,8 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except UserError as error:
-        click.echo(f"Error: {error}", err=True)
+        rank = os.environ.get("RANK")  # under torchrun every process says what it met
+        click.echo(f"Error{'' if rank is None else f' in process {rank}'}: {error}", err=True)
         sys.exit(2)
     except OSError as error:
         click.echo(f"Error: {error.filename or 'output'}: {error.strerror or error}", err=True)
@@ -82,13 +83,16 @@ def train(
         overrides[key] = yaml.safe_load(value)
     settings = config.read(file, {name: value for name, value in overrides.items() if value is not None})
     # torch and transformers take seconds to import: only when there is nothing wrong with what was given.
+    import transformers
+
     from trainer.train import Interrupted
     from trainer.train import train as run
 
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-    for library in ("transformers", "torch", "httpx"):
+    for library in ("transformers", "torch", "httpx", "trainer.data"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     try:
         run(settings, out, resume == "auto", device)
     except Interrupted as stop:

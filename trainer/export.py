@@ -12,16 +12,18 @@ from trainer.model import description
 from trainer.model.build import build
 from trainer.model.store import TOKENIZER_FILE, write
 
+CONFIG_FILE = "config.yaml"
+
 
 def export(run: Path, directory: Path, step: int | None = None) -> int:
     """Write the model of a checkpoint, by default of the newest, in one process, on the CPU; returns its step.
 
     Weights are bfloat16 where products were made in it, else float32. Raises UserError.
     """
-    frozen, described = run / "config.yaml", description.read(run)
+    frozen, described = run / CONFIG_FILE, description.read(run)
     done = checkpoint.steps(run)
     if not frozen.exists() or described is None:
-        raise UserError(f"{run}: no run: there is no config.yaml and {description.FILE} in it")
+        raise UserError(f"{run}: no run: there is no {CONFIG_FILE} and {description.FILE} in it")
     if not done or (step is not None and step not in done):
         raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are {done or 'none'}")
     settings = config.read(frozen, {})

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import importlib
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from trainer.attention import Index
 from trainer.data import Batch, Kind
 from trainer.model.streams import StreamModel
+from trainer.model.vocabulary import tables
 
 KINDS = {Kind.SPEECH: "speech", Kind.START: "start", Kind.STOP: "stop", Kind.SILENCE: "silence"}
 
@@ -59,9 +55,16 @@ class Work(NamedTuple):
     trained: int
     pairs: int
 
+    @staticmethod
+    def total(parts: Iterable[Work]) -> Work:
+        """The sum."""
+        return Work(*(sum(column) for column in zip(*parts, strict=True)))
 
-def work_of(batch: Batch, index: Index) -> Work:
-    """The work in a batch."""
+
+def work_of(batch: Batch) -> Work:
+    """The work in a pack that has its index."""
+    index = batch.attention
+    assert index is not None
     pairs = int((index.hi - index.lo).sum(dtype=torch.int64)) + len(index)
     return Work(batch.conversations, int((batch.docs >= 0).sum()), int((batch.kinds > 0).sum()), pairs)
 
@@ -83,9 +86,9 @@ def cost_of(model: StreamModel) -> Cost:
     forward and 8 backward. Weights that are frozen need one gradient less."""
     backbone = model.backbone
     config = backbone.config.get_text_config()
-    head = backbone.get_output_embeddings().weight
-    tables = {id(head), id(backbone.get_input_embeddings().weight)}
-    matrices = [p for p in backbone.parameters() if p.ndim >= 2 and id(p) not in tables]
+    both = tables(backbone)
+    head = both[1]
+    matrices = [p for p in backbone.parameters() if p.ndim >= 2 and all(p is not table for table in both)]
     cell = sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Cost(
@@ -101,84 +104,3 @@ def peak_of(device: torch.device, bf16: bool) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for word, peak in _PEAKS.items() if word in name.split()[-1] or word in name.split()), None)
-
-
-def columns(names: Iterable[str]) -> list[str]:
-    """The columns of ``metrics.csv`` for these streams."""
-    losses = ["loss", *(f"loss/{name}" for name in names), *KINDS.values()]
-    return [
-        "step",
-        *losses,
-        "learning_rate",
-        "gradient_norm",
-        "conversations",
-        "positions",
-        "positions_per_second",
-        "mfu",
-    ]
-
-
-class Table:
-    """A CSV file that grows by a line per step. A run that goes on drops what is behind its checkpoint."""
-
-    def __init__(self, path: Path, header: Sequence[str], after: int) -> None:
-        rows = [row for row in read_table(path) if int(row["step"]) <= after] if path.exists() else []
-        self._header = list(header)
-        beside = path.with_name(f".{path.name}.writing")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._header)
-            writer.writeheader()
-            writer.writerows(rows)
-        beside.replace(path)
-        self._file = path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, self._header)
-
-    def add(self, values: Mapping[str, Any]) -> None:
-        """Add a line; None becomes an empty field. Floats are written so that they read back exactly."""
-        self._writer.writerow({name: values.get(name) for name in self._header})
-        self._file.flush()
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        self._file.close()
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The lines of such a file. A line that was cut short by the end of a process is left out."""
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
-
-
-class Boards:
-    """TensorBoard and wandb, where they were asked for."""
-
-    def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-        if "tensorboard" in names:
-            self._tensorboard = _needs("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(run / "tensorboard"))
-        if "wandb" in names:
-            # The same name every time: a run that goes on continues its curves.
-            self._wandb = _needs("wandb", "wandb").init(dir=str(run), id=run.name, resume="allow", config=dict(config))
-
-    def add(self, step: int, values: Mapping[str, float | None], prefix: str = "") -> None:
-        """Log the numbers of a step."""
-        numbers = {prefix + name: value for name, value in values.items() if value is not None and name != "step"}
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        for board, end in ((self._tensorboard, "close"), (self._wandb, "finish")):
-            if board is not None:
-                getattr(board, end)()
-
-
-def _needs(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"run.log: {package} is not installed: pip install {package}, or leave it out") from None

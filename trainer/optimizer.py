@@ -12,7 +12,9 @@ from trainer.model.streams import StreamModel
 
 def make_optimizer(model: StreamModel, options: OptimizerOptions) -> torch.optim.AdamW:
     """AdamW for everything that wants a gradient. Every group carries its full rate as ``peak``."""
-    matrices, others, streams = [], [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    streams: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             where = streams if name == "vectors" else matrices if parameter.ndim >= 2 else others

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UserError
-from trainer.metrics import KINDS, read_table
+from trainer.metrics import KINDS
+from trainer.records import METRICS_FILE, VALIDATION_FILE, read_table
 
 
 def plot(run: Path, out: Path) -> None:
@@ -14,11 +15,11 @@ def plot(run: Path, out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("trainer plot needs matplotlib: pip install 'multistream-pipeline[plot]'") from None
-    path = run / "metrics.csv"
+    path = run / METRICS_FILE
     rows = read_table(path) if path.exists() else []
     if not rows:
         raise UserError(f"{path}: no step has been measured yet")
-    held_out = read_table(run / "validation.csv") if (run / "validation.csv").exists() else []
+    held_out = read_table(run / VALIDATION_FILE) if (run / VALIDATION_FILE).exists() else []
     streams = [name for name in rows[0] if name.startswith("loss/") and any(row[name] for row in rows)]
     figure = Figure(figsize=(12, 8), layout="constrained")
     panels = figure.subplots(2, 2)

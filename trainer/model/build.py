@@ -42,7 +42,7 @@ def build(options: ModelOptions, described: Description, seed: int = 0, bf16: bo
     return model
 
 
-def open_backbone(path: str, dtype: torch.dtype) -> PreTrainedModel:
+def open_backbone(path: str, dtype: torch.dtype | str) -> PreTrainedModel:
     """A causal language model on the CPU. Raises UserError where there is none."""
     local = Path(path)
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):

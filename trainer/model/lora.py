@@ -18,7 +18,7 @@ def add(backbone: PreTrainedModel, options: ModelOptions, seed: int) -> None:
     targets = list(options.lora_targets)
     config = LoraConfig(
         r=options.lora_rank,
-        lora_alpha=options.lora_alpha,
+        lora_alpha=options.lora_alpha,  # type: ignore[arg-type]  # peft takes fractions
         target_modules="all-linear" if targets == ["all-linear"] else targets,
     )
     torch.manual_seed(seed)  # the adapters are drawn from the global generator

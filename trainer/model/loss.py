@@ -56,7 +56,7 @@ class _Chunked(torch.autograd.Function):
         given = (hidden, weight, bias, rows)
         wanted = ctx.needs_input_grad[:4]
         table = weight.to(dtype)
-        if rows is not None:
+        if rows is not None and ids is not None:
             table = table.index_copy(0, ids, rows.to(dtype))
         gradients = [
             torch.zeros_like(x, dtype=torch.float32) if x is not None and wants else None
@@ -90,7 +90,9 @@ class _Chunked(torch.autograd.Function):
                     d_rows += slope[:, ids].T @ x
         if d_weight is not None and ids is not None:
             d_weight[ids] = 0  # those rows were not used
-        ctx.gradients = [None if d is None else d.to(x.dtype) for d, x in zip(gradients, given, strict=True)]
+        ctx.gradients = [
+            None if d is None or x is None else d.to(x.dtype) for d, x in zip(gradients, given, strict=True)
+        ]
         ctx.mark_non_differentiable(each)
         return (each * weights.float()).sum(), each
 

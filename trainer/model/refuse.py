@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import UserError
 from trainer.model.attention import decoder_layers
+from trainer.model.vocabulary import tables
 
 
 class _Alone:
@@ -37,7 +38,7 @@ def check(backbone: PreTrainedModel) -> None:
     name = type(backbone).__name__
     training = backbone.training
     cells = _Alone()
-    embedding = backbone.get_input_embeddings().weight
+    embedding, _ = tables(backbone)
     x = embedding[:3][None] + 0.02 * torch.randn(
         1, 3, embedding.shape[1], generator=torch.Generator().manual_seed(0)
     ).to(embedding)

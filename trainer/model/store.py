@@ -9,7 +9,6 @@ streams.json                       layout, token ids, and how the model was trai
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -50,14 +49,15 @@ def write(model: StreamModel, described: Description, tokenizer: str, directory:
     beside.mkdir(parents=True)
     lora.merge(model.backbone)
     model.join_rows()
-    model.backbone.to(dtype).save_pretrained(beside)
+    model.backbone.to(dtype)  # type: ignore[arg-type]
+    model.backbone.save_pretrained(beside)
     save_file({"vectors": model.vectors.detach().float().cpu().contiguous()}, beside / VECTORS_FILE)
     (beside / TOKENIZER_FILE).write_text(tokenizer)
     (beside / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
     (beside / description.FILE).write_text(described.encode())
     if directory.exists():
         shutil.rmtree(directory)
-    os.rename(beside, directory)
+    beside.rename(directory)
 
 
 def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Loaded:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from trainer.model.attention import use_streams
 from trainer.model.loss import Head, chunked_cross_entropy
+from trainer.model.vocabulary import tables
 
 #: Spread of a stream vector at the start: that of the embeddings of most decoders, and of the paper's.
 SPREAD = 0.02
@@ -30,35 +31,26 @@ class StreamModel(nn.Module):
         super().__init__()
         use_streams(backbone)
         self.backbone = backbone
-        embedding = backbone.get_input_embeddings().weight
+        embedding, _ = tables(backbone)
         drawn = torch.randn(streams, embedding.shape[1], generator=torch.Generator().manual_seed(seed))
         self.vectors = nn.Parameter((SPREAD * drawn).to(embedding.device))
         self.rows_in: nn.Parameter | None = None
         self.rows_out: nn.Parameter | None = None
+        self.row_ids: torch.Tensor | None
         self.register_buffer("row_ids", None, persistent=False)
-
-    @property
-    def tied(self) -> bool:
-        """Whether one table serves as input and output embedding."""
-        return self.backbone.get_input_embeddings().weight is self.backbone.get_output_embeddings().weight
 
     def separate_rows(self, ids: Sequence[int]) -> None:
         """Make the rows of these ids parameters of their own, [R, D]: they train where the tables are frozen."""
-        inputs, outputs = self.backbone.get_input_embeddings().weight, self.backbone.get_output_embeddings().weight
+        inputs, outputs = tables(self.backbone)
         self.row_ids = torch.tensor(list(ids), dtype=torch.long, device=inputs.device)
         self.rows_in = nn.Parameter(inputs.detach()[self.row_ids].float())
-        self.rows_out = None if self.tied else nn.Parameter(outputs.detach()[self.row_ids].float())
+        self.rows_out = None if outputs is inputs else nn.Parameter(outputs.detach()[self.row_ids].float())
 
     @torch.no_grad()
     def join_rows(self) -> None:
         """Write separate rows into the tables again."""
-        if self.rows_in is None:
-            return
-        for table, rows in (
-            (self.backbone.get_input_embeddings().weight, self.rows_in),
-            (self.backbone.get_output_embeddings().weight, self.rows_out),
-        ):
-            if rows is not None:
+        for table, rows in zip(tables(self.backbone), (self.rows_in, self.rows_out), strict=True):
+            if rows is not None and self.row_ids is not None:
                 table[self.row_ids] = rows.to(table.dtype)
         self.rows_in = self.rows_out = self.row_ids = None
 
@@ -68,7 +60,7 @@ class StreamModel(nn.Module):
         ``cells``: the attention index on the device of the model, or what else ``model.attention`` takes.
         """
         embedded = self.backbone.get_input_embeddings()(ids)
-        if self.rows_in is not None:
+        if self.rows_in is not None and self.row_ids is not None:
             for number, token in enumerate(self.row_ids):
                 embedded = torch.where((ids == token)[:, None], self.rows_in[number].to(embedded.dtype), embedded)
         embedded = embedded + nn.functional.embedding(streams, self.vectors).to(embedded.dtype)
@@ -80,9 +72,9 @@ class StreamModel(nn.Module):
 
     def head(self) -> Head:
         """The output embedding, as the loss takes it."""
-        output = self.backbone.get_output_embeddings()
+        bias = getattr(self.backbone.get_output_embeddings(), "bias", None)
         rows = self.rows_in if self.rows_out is None else self.rows_out
-        return Head(output.weight, getattr(output, "bias", None), rows, self.row_ids)
+        return Head(tables(self.backbone)[1], bias, rows, self.row_ids)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [N, V] of hidden states [N, D]."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
 from pathlib import Path
 
 import torch
@@ -13,6 +12,13 @@ from transformers.utils import cached_file
 
 from pipeline.errors import UserError
 from pipeline.store.manifest import TokenizerEntry
+
+
+def tables(backbone: PreTrainedModel) -> tuple[nn.Parameter, nn.Parameter]:
+    """The weights [V, D] of input and output embedding; one and the same where they are tied."""
+    inputs, outputs = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+    assert isinstance(inputs.weight, nn.Parameter) and isinstance(outputs.weight, nn.Parameter)
+    return inputs.weight, outputs.weight
 
 
 def new_ids(entry: TokenizerEntry) -> list[int]:
@@ -27,7 +33,7 @@ def make_room(backbone: PreTrainedModel, entry: TokenizerEntry, keep: bool = Fal
     A row inside a padded vocabulary is begun anew and nothing is resized; embeddings that are tied stay tied. ``keep``:
     the model has learnt these rows already. Raises UserError for a model with fewer tokens than the dataset.
     """
-    size = backbone.get_input_embeddings().weight.shape[0]
+    size = len(tables(backbone)[0])
     if entry.vocab_size > size:
         raise UserError(
             f"the dataset's tokenizer '{entry.name}' has {entry.vocab_size} tokens and the model only {size}: it is "
@@ -40,12 +46,10 @@ def make_room(backbone: PreTrainedModel, entry: TokenizerEntry, keep: bool = Fal
         # The library's own initialisation would draw the rows at random; they are set below.
         backbone.resize_token_embeddings(ids[-1] + 1, mean_resizing=False)
     if not keep:
-        output = backbone.get_output_embeddings()
-        tables = {id(p): p for p in (backbone.get_input_embeddings().weight, output.weight)}
-        for table in tables.values():
+        inputs, outputs = tables(backbone)
+        bias = getattr(backbone.get_output_embeddings(), "bias", None)
+        for table in (inputs, *([] if outputs is inputs else [outputs]), *([] if bias is None else [bias])):
             _begin(table, ids, entry.vocab_size)
-        if getattr(output, "bias", None) is not None:
-            _begin(output.bias, ids, entry.vocab_size)
     return ids
 
 
