@@ -274,5 +274,5 @@ class _Files:
 def _open(folder: Path) -> Decoded:
     try:
         return Decoded(**{name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _TYPES})
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(f"cache: {folder}: cannot be read: {error}; delete it, and it will be made again") from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.store.dataset import Dataset
 from trainer.data.cells import Conversations
 from trainer.data.hashing import of_text
 from trainer.data.streams import ChosenStreams, Stream
@@ -85,6 +86,22 @@ def flat(grids: list[Grid]) -> Conversations:
     )
 
 
+def of_dataset(dataset: Dataset) -> tuple[list[Grid], list[Lane]]:
+    """A dataset's grids and streams; what was cut short must be said by the test."""
+    layout, ticks = dataset.layout, dataset.manifest.tokenizer.tick_ids
+    lanes = [
+        Lane(s.name, s.loss, s.silence_loss, None if s.clock is None else (s.clock.every, ticks[s.name]))
+        for s in layout.streams
+    ]
+    grids = []
+    for grid in dataset:
+        spans: dict[int, list[tuple[int, list[int]]]] = {}
+        for span in grid.spans:
+            spans.setdefault(layout.index()[span.stream], []).append((span.start, span.tokens.tolist()))
+        grids.append(Grid(grid.id, grid.num_rows, spans))
+    return grids, lanes
+
+
 def said(grid: Grid, lanes: list[Lane], names: list[str]) -> list[list[int | None]]:
     """What every chosen stream says in every row of the grid; None where it is silent. [rows][streams]"""
     rows: list[list[int | None]] = [[None] * len(names) for _ in range(grid.num_rows)]
@@ -101,7 +118,9 @@ def said(grid: Grid, lanes: list[Lane], names: list[str]) -> list[list[int | Non
     return rows
 
 
-def cells(grid: Grid, lanes: list[Lane], names: list[str], mode: str, virtual_rows: bool) -> list[Cell]:
+def cells(
+    grid: Grid, lanes: list[Lane], names: list[str], mode: str, virtual_rows: bool, silence_id: int = SILENCE
+) -> list[Cell]:
     """All cells that exist where every silence → silence cell is trained (ρ = 1), in their order."""
     by_name = {lane.name: lane for lane in lanes}
     rows = said(grid, lanes, names)
@@ -119,13 +138,13 @@ def cells(grid: Grid, lanes: list[Lane], names: list[str], mode: str, virtual_ro
                 now, then = token is not None, following[0][column] is not None
                 kind = {(True, True): 1, (False, True): 2, (True, False): 3, (False, False): 4}[now, then]
                 weight = lane.loss * (lane.silence_loss if kind == 4 else 1.0)
-                target = following[0][column] if then else SILENCE
+                target = following[0][column] if then else silence_id
                 if weight == 0:
                     target, kind = None, 0
             if mode == "skip" and token is None and target is None:
                 continue
             silent = token is None
-            found.append(Cell(position, column, SILENCE if token is None else token, silent, target, weight, kind))
+            found.append(Cell(position, column, silence_id if token is None else token, silent, target, weight, kind))
     return found
 
 
