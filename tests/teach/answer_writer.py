@@ -2,7 +2,8 @@
 
     python answer_writer.py STORE SEED QUESTIONS
 
-For every answer that it may use it prints one line, number and answer. The made-up answers of two processes differ.
+Begins when its standard input ends. For every answer that it may use it prints one line, number and answer. The made-up
+answers of two processes differ; two of the same seed ask in the same order.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def asked(number: int) -> Question:
 async def main(location: str, seed: int, count: int) -> None:
     """Work through all questions in an order of one's own, some at a time."""
     store = AnswerStore(location)
+    sys.stdin.read()
     numbers = list(range(count))
     random.Random(seed).shuffle(numbers)
     room = asyncio.Semaphore(16)

@@ -19,10 +19,10 @@ WRITER = Path(__file__).parent / "answer_writer.py"
 QUESTIONS = 1500
 
 
-def _start(store: Path, seed: int) -> subprocess.Popen[bytes]:
-    out = store.parent / f"used-{seed}"
-    with out.open("wb") as stream:
-        return subprocess.Popen([sys.executable, WRITER, store, str(seed), str(QUESTIONS)], stdout=stream)
+def _start(store: Path, name: int, seed: int, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    command = [sys.executable, WRITER, store, str(seed), str(QUESTIONS)]
+    with (store.parent / f"used-{name}").open("wb") as stream:
+        return subprocess.Popen(command, stdin=stdin, stdout=stream)
 
 
 def _used(folder: Path) -> dict[int, set[str]]:
@@ -57,7 +57,7 @@ def test_many_processes_that_are_killed(tmp_path: Path) -> None:
     # Twelve are killed at some moment after they have begun to write; what they leave is finished by three more.
     while finished < 3 and time.monotonic() < until:
         while len(running) < 3:
-            running.append(_start(store, seed))
+            running.append(_start(store, seed, seed))
             seed += 1
         victim = chance.choice(running)
         if killed < 12:
@@ -77,14 +77,31 @@ def test_many_processes_that_are_killed(tmp_path: Path) -> None:
         process.wait()
     assert finished == 3 and killed >= 6
 
-    used = _used(tmp_path)
+    assert len(_agreed(tmp_path)) > 3, "one process did everything: nothing was tested"
+
+
+def test_many_processes_that_want_the_same_at_the_same_moment(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    processes = [_start(store, number, 7, subprocess.PIPE) for number in range(4)]
+    until = time.monotonic() + 60
+    while not (store / "journal").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.5)  # the others are ready too
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    assert [process.wait(60) for process in processes] == [0, 0, 0, 0]
+    assert len(_agreed(tmp_path)) > 1, "one process did everything: nothing was tested"
+
+
+def _agreed(folder: Path) -> set[str]:
+    """That every process used the one answer that the store has; the processes whose answers those are."""
+    used = _used(folder)
     assert sorted(used) == list(range(QUESTIONS))
     assert all(len(texts) == 1 for texts in used.values()), "two processes went on with two answers to one question"
-    stored = _stored(store)
+    stored = _stored(folder / "store")
     assert [{text} for text in stored] == [used[number] for number in range(QUESTIONS)]
-    writers = {text.split()[0] for text in stored if text}
-    assert len(writers) > 3, "one process did everything: nothing was tested"
-
-    # Nothing was paid for twice by those who came later, and there is one line per answer.
-    lines = [line for path in store.glob("*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
-    assert len(lines) == QUESTIONS
+    lines = [line for path in (folder / "store").glob("*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
+    assert len(lines) == QUESTIONS, "one line per answer"
+    return {text.split()[0] for text in stored if text}
