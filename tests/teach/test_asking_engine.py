@@ -1,0 +1,284 @@
+"""Requests and the engine: asked once, never too many at a time, and again when the engine is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talking import PROMPT, ask, question_of, talk
+
+from pipeline.engines.protocol import Answer, EngineLost, Message, Model, Request, RequestRefused
+from pipeline.engines.scripted import ScriptedEngine
+from pipeline.errors import Reason, Rejected, UserError
+from pipeline.teach.asking import Asker
+
+
+def _request(text: str) -> Request:
+    return Request((Message("user", text),))
+
+
+class Mortal(ScriptedEngine):
+    """An engine whose starts are counted, and which may fail to start."""
+
+    def __init__(self, respond: Any, unwilling: int = 0, **model: Any) -> None:
+        super().__init__(respond, **{"name": "model", "revision": "1", **model})
+        self.starts = 0
+        self.starting = 0
+        self.unwilling = unwilling
+
+    async def start(self) -> Model:
+        self.starts += 1
+        self.starting += 1
+        assert self.starting == 1, "started by two at once"
+        await asyncio.sleep(0.005)
+        self.starting -= 1
+        if 1 < self.starts <= 1 + self.unwilling:
+            raise EngineLost("no port is free")
+        return await super().start()
+
+
+def test_the_same_request_at_the_same_time_is_asked_once(tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    async def respond(request: Request) -> str:
+        asked[question_of(request)] += 1
+        await asyncio.sleep(0.01)
+        return "1"
+
+    async def work(asker: Asker) -> list[Any]:
+        return await asyncio.gather(*(asker.answer(_request(f"{number % 3}")) for number in range(30)))
+
+    given = talk(tmp_path, respond, work)
+    assert asked == {"0": 1, "1": 1, "2": 1}
+    assert sum(each.paid for each in given) == 3
+    assert len({each.key for each in given}) == 3
+
+
+def test_no_more_are_in_flight_than_was_said(tmp_path: Path) -> None:
+    now, most = 0, 0
+
+    async def respond(request: Request) -> str:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.002)
+        now -= 1
+        return "1"
+
+    async def work(asker: Asker) -> None:
+        await asyncio.gather(*(asker.answer(_request(f"{number}")) for number in range(40)))
+
+    talk(tmp_path, respond, work, concurrency=5)
+    assert most == 5
+
+
+def test_whoever_is_cancelled_takes_nobody_along(tmp_path: Path) -> None:
+    started, cancelled = 0, 0
+
+    async def respond(request: Request) -> str:
+        nonlocal started, cancelled
+        started += 1
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            cancelled += 1
+            raise
+        return "1"
+
+    async def work(asker: Asker) -> None:
+        first, second, alone = (asyncio.create_task(asker.answer(_request(text))) for text in ("a", "a", "b"))
+        await asyncio.sleep(0.02)
+        first.cancel()  # the one that had asked
+        alone.cancel()
+        assert (await second).answer.text == "1"
+        assert await asyncio.gather(first, alone, return_exceptions=True)
+        assert asker.counters().in_flight == 0
+        assert (await asker.answer(_request("b"))).answer.text == "1"
+
+    talk(tmp_path, respond, work)
+    assert (started, cancelled) == (3, 1), "nobody wanted b any more, so the engine need not go on"
+
+
+def test_a_lost_engine_is_started_again_by_one_and_all_ask_again(tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    async def respond(request: Request) -> str:
+        asked[question_of(request)] += 1
+        await asyncio.sleep(0.005)
+        if engine.starts == 1:
+            raise EngineLost("killed")
+        return question_of(request)
+
+    engine = Mortal(respond)
+
+    async def work(asker: Asker) -> list[str]:
+        given = await asyncio.gather(*(asker.answer(_request(f"{number}")) for number in range(20)))
+        assert asker.counters().restarts == 1
+        return [each.answer.text for each in given]
+
+    assert talk(tmp_path, respond, work, engine=engine) == [f"{number}" for number in range(20)]
+    assert engine.starts == 2
+    assert set(asked.values()) == {2}
+
+
+def test_an_engine_that_is_lost_for_good_ends_the_run(tmp_path: Path) -> None:
+    def respond(request: Request) -> str:
+        raise EngineLost("CUDA error")
+
+    engine = Mortal(respond)
+
+    async def work(asker: Asker) -> None:
+        results = await asyncio.gather(*(asker.answer(_request(f"{n}")) for n in range(10)), return_exceptions=True)
+        assert all(isinstance(each, UserError) for each in results)
+        raise results[0]  # type: ignore[misc]
+
+    with pytest.raises(UserError, match=r"lost 4 times without an answer in between, .* CUDA error"):
+        talk(tmp_path, respond, work, engine=engine, losses=3)
+    assert engine.starts == 4
+
+
+def test_an_engine_that_does_not_start_again_at_once(tmp_path: Path) -> None:
+    def respond(request: Request) -> str:
+        if engine.starts == 1:
+            raise EngineLost("killed")
+        return "1"
+
+    async def work(asker: Asker) -> str:
+        return (await asker.answer(_request("a"))).answer.text
+
+    engine = Mortal(respond, unwilling=3)
+    assert talk(tmp_path, respond, work, engine=engine, losses=4) == "1"
+    engine = Mortal(respond, unwilling=3)
+    with pytest.raises(UserError, match="no port is free"):
+        talk(tmp_path / "other", respond, work, engine=engine, losses=3)
+
+
+def test_losses_with_answers_in_between_never_end_a_run(tmp_path: Path) -> None:
+    chance = random.Random(3)
+
+    async def respond(request: Request) -> str:
+        await asyncio.sleep(chance.random() * 0.003)
+        if chance.random() < 0.1:
+            raise EngineLost("killed")
+        return question_of(request)
+
+    engine = Mortal(respond)
+
+    async def work(asker: Asker) -> list[str]:
+        given = await asyncio.gather(*(asker.answer(_request(f"{number}")) for number in range(200)))
+        return [each.answer.text for each in given]
+
+    assert talk(tmp_path, respond, work, engine=engine, concurrency=8) == [f"{number}" for number in range(200)]
+    assert engine.starts > 10
+
+
+def test_a_request_that_kills_every_engine_costs_only_its_own_conversation(tmp_path: Path) -> None:
+    async def respond(request: Request) -> str:
+        await asyncio.sleep(0.003)
+        if "poison" in question_of(request):
+            raise EngineLost("segmentation fault")
+        await asyncio.sleep(random.random() * 0.02)
+        return "1"
+
+    engine = Mortal(respond)
+
+    async def work(asker: Asker) -> list[Any]:
+        names = [f"{number}" for number in range(30)]
+        names[4] = names[20] = "poison"
+        names[9] = "another poison"
+        asks = (ask(asker.conversation(PROMPT), name) for name in names)
+        return await asyncio.gather(*asks, return_exceptions=True)
+
+    results = talk(tmp_path, respond, work, engine=engine)
+    rejected = {number: result for number, result in enumerate(results) if result != 1}
+    assert sorted(rejected) == [4, 9, 20]
+    for each in rejected.values():
+        assert isinstance(each, Rejected) and each.reason == Reason.TEACHER_REFUSED
+        assert "the engine was lost every time that it was asked this" in each.message
+
+
+def test_an_engine_that_hangs_counts_as_lost(tmp_path: Path) -> None:
+    async def respond(request: Request) -> str:
+        if engine.starts == 1:
+            await asyncio.Event().wait()
+        return "1"
+
+    engine = Mortal(respond)
+
+    async def work(asker: Asker) -> str:
+        return (await asker.answer(_request("a"))).answer.text
+
+    assert talk(tmp_path, respond, work, engine=engine, timeout=0.05) == "1"
+    assert engine.starts == 2
+
+
+def test_an_answer_that_the_engine_gave_up_is_not_kept(tmp_path: Path) -> None:
+    endings = ["abort", "error", "stop"]
+
+    def respond(request: Request) -> Answer:
+        return Answer("1", endings.pop(0))
+
+    async def work(asker: Asker) -> str:
+        return (await asker.answer(_request("a"))).answer.finish_reason
+
+    assert talk(tmp_path, respond, work) == "stop"
+    assert sum(path.read_bytes().count(b"\n") for path in (tmp_path / "answers").glob("*.jsonl")) == 1
+
+
+def test_a_refusal_is_handed_to_all_who_asked_and_costs_no_engine(tmp_path: Path) -> None:
+    def respond(request: Request) -> str:
+        raise RequestRefused("too long")
+
+    engine = Mortal(respond)
+
+    async def work(asker: Asker) -> list[Any]:
+        return await asyncio.gather(*(asker.answer(_request("a")) for _ in range(3)), return_exceptions=True)
+
+    assert [str(each) for each in talk(tmp_path, respond, work, engine=engine)] == ["too long"] * 3
+    assert engine.starts == 1
+
+
+def test_a_replay_with_a_known_model_starts_no_engine(tmp_path: Path) -> None:
+    async def work(asker: Asker) -> str:
+        return (await asker.answer(_request("a"))).answer.text
+
+    first, second = Mortal(lambda request: "1"), Mortal(lambda request: "2")
+    assert talk(tmp_path, None, work, engine=first, model=Model("model", "1")) == "1"  # type: ignore[arg-type]
+    assert talk(tmp_path, None, work, engine=second, model=Model("model", "1")) == "1"  # type: ignore[arg-type]
+    assert (first.starts, second.starts) == (1, 0)
+
+
+def test_another_model_than_the_one_that_was_named_is_not_asked(tmp_path: Path) -> None:
+    async def work(asker: Asker) -> None:
+        await asker.answer(_request("a"))
+
+    with pytest.raises(
+        UserError, match=r"model \(revision 1\) answers, but this run is made with model \(revision 2\)"
+    ):
+        talk(tmp_path, lambda request: "1", work, model=Model("model", "2"))
+
+
+def test_half_a_character_is_replaced_before_anyone_sees_it(tmp_path: Path) -> None:
+    async def work(asker: Asker) -> str:
+        return (await asker.answer(_request("a"))).answer.text
+
+    assert talk(tmp_path, lambda request: "a\ud800b\ud83d\ude00", work) == "a\ufffdb😀"
+    assert talk(tmp_path, lambda request: "", work) == "a\ufffdb😀"
+
+
+def test_what_cannot_be_kept_is_not_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(asker: Asker) -> None:
+        def fsync(handle: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", fsync)
+        with pytest.raises(UserError, match="the disk is full"):
+            await ask(asker.conversation(PROMPT), "a")
+        monkeypatch.undo()
+        assert await ask(asker.conversation(PROMPT), "a") == 1
+
+    talk(tmp_path, lambda request: "1", work)
