@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.location import is_url
-from pipeline.recipe import Recipe, from_manifest
+from pipeline.recipe import Recipe, engine_for, from_manifest
 from pipeline.store.counts import Counts
 from pipeline.store.manifest import Manifest, Teacher
 
@@ -26,29 +25,13 @@ def teacher_setup(recipe: Recipe, engine: EngineSpec | None, answers: str | None
 
     Raises :class:`UserError` where engine and planner do not go together, and where no model can be found.
     """
-    if recipe.prompt is None:
-        if engine is not None or answers is not None:
-            option = "--engine" if engine is not None else "--answers"
-            raise UserError(
-                f"{option}: the planner {recipe.planner} asks no model; leave it out, or choose a recipe whose planner "
-                f"does, such as --recipe align"
-            )
+    spec = engine_for(recipe, engine, answers)
+    if spec is None:
         return None
-    if engine is None:
-        raise UserError(
-            f"--recipe {recipe.name}: the planner {recipe.planner} asks a model. Add --engine vllm --model NAME, or "
-            f"--engine http://HOST:PORT/v1; or --plans DIR to schedule plans again that were made before"
-        )
     from jobs.teaching import TeacherSetup
     from pipeline.engines.identify import identify
 
-    spec = _with_arguments(engine, recipe.engine)
     return TeacherSetup(spec, asyncio.run(identify(spec)), answers or _beside(out))
-
-
-def _with_arguments(spec: EngineSpec, of_recipe: dict[str, Any]) -> EngineSpec:
-    """The engine with the recipe's arguments; those of the command line win."""
-    return replace(spec, args=tuple(sorted({**of_recipe, **dict(spec.args)}.items())))
 
 
 def _beside(out: str) -> str:

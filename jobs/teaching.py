@@ -19,7 +19,7 @@ from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.plan.plan import Plans
 from pipeline.read.containers import Record
-from pipeline.recipe import Recipe, find_planner
+from pipeline.recipe import Recipe
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
 from pipeline.teach.counters import Counters
@@ -53,26 +53,25 @@ class Teacher:
     """Plans shards; :meth:`plan` is called from several threads."""
 
     def __init__(self, setup: TeacherSetup, recipe: Recipe) -> None:
-        assert recipe.prompt is not None and recipe.teacher is not None
+        prompt = recipe.prompt
+        assert prompt is not None and recipe.teacher is not None
         self._name = uuid.uuid4().hex
         self._planned: dict[int, float] = {}
         self._closed = False
-        planner = find_planner(recipe.planner)
-        options = planner.Options(**recipe.options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
         self._thread.start()
         spec = setup.engine
+        self._store = AnswerStore(setup.answers)
         self._asker = Asker(
             build_engine(spec),
-            AnswerStore(setup.answers),
+            self._store,
             recipe.teacher,
             model=setup.model,
             concurrency=spec.concurrency,
             timeout=spec.timeout,
         )
-        made = planner.Planner(recipe.layout, options, recipe.prompt)
-        self._shards = ShardTeacher(recipe, made, self._asker, spec.concurrency)
+        self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
 
     def plan(self, number: int, file: str, format_name: str, records: Sequence[Record], input_bytes: int) -> Plans:
         """The plans of one shard, which stands for ``input_bytes`` of input."""
@@ -113,6 +112,7 @@ class Teacher:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._asker.close()
+        await self._store.close()
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:

@@ -169,16 +169,54 @@ def preview(
     """
     from pipeline.look.preview import preview_lines, previews
     from pipeline.read.inputs import resolve_inputs
+    from pipeline.recipe import engine_for
     from pipeline.store.plans import StoredPlans
 
     recipe = _recipe_for(context, plans, **options)
     tokenizer = _tokenizer(options["tokenizer"])
     files = resolve_inputs(inputs)
-    stored = None
     if plans is not None:
         made = _open_plans(plans)
         stored = StoredPlans.open(made.place, made.manifest)
-    _page(lambda width: preview_lines(previews(files, recipe, tokenizer, limit, stored), width), no_pager)
+        found = previews(files, recipe, tokenizer, limit, lambda cut, _: stored.of(cut.file, cut.first, cut.count))
+        _page(lambda width: preview_lines(found, width), no_pager)
+        return
+    spec = engine_for(recipe, _engine(**options), options["answers"])
+    if spec is None:
+        _page(lambda width: preview_lines(previews(files, recipe, tokenizer, limit), width), no_pager)
+        return
+    from pipeline.look.teacher import PreviewTeacher  # engines, prompts: not for who converts by rule
+
+    with PreviewTeacher(recipe, spec, options["answers"]) as teacher:
+        found = previews(files, recipe, tokenizer, limit, teacher.plan)
+        _page(lambda width: preview_lines(found, width, teacher.lines), no_pager)
+
+
+@cli.command()
+@click.argument("recipe", metavar="NAME|FILE")
+@click.option("--input", "inputs", multiple=True, required=True, metavar="PATH|GLOB|DIR|URL", help="As in convert.")
+@click.option("--format", "format_name", metavar="NAME", help="As in convert.")
+@click.option("--messages-field", metavar="FIELD", help="As in convert.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in convert.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
+              help="Show the prompts of the first N records.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Write every call as one line of JSON.")
+@click.option("--no-pager", is_flag=True, help="Write everything to the terminal at once.")
+def prompt(recipe: str, inputs: tuple[str, ...], limit: int, as_json: bool, no_pager: bool, **options: Any) -> None:
+    """Print what a recipe whose planner asks a model would send.
+
+    No model is asked: where a later question depends on an earlier answer, some valid answer stands in.
+    """
+    from pipeline.look.teacher import prompt_lines, prompts
+    from pipeline.read.inputs import resolve_inputs
+
+    found = prompts(resolve_inputs(inputs), _recipe(recipe, **options), limit)
+    if as_json:
+        for record_id, calls in found:
+            for call in calls:
+                _print_json_line({"id": record_id, **call._asdict()})
+    else:
+        _page(lambda width: prompt_lines(found, width), no_pager)
 
 
 @cli.command()
@@ -213,6 +251,23 @@ def stats(dataset: str, as_json: bool) -> None:
     from pipeline.store.dataset import open_dataset
 
     figures = count(open_dataset(dataset))
+    if as_json:
+        _print_json(figures)
+    else:
+        render(figures, _console())
+
+
+@cli.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Write the figures as JSON.")
+def compare(a: str, b: str, as_json: bool) -> None:
+    """Set two datasets of the same source side by side: rows saved, delay of the answer, where they differ."""
+    from pipeline.look.compare import compare as measure
+    from pipeline.look.compare import render
+    from pipeline.store.dataset import open_dataset
+
+    figures = measure(open_dataset(a), open_dataset(b))
     if as_json:
         _print_json(figures)
     else:
@@ -316,8 +371,8 @@ def _open_plans(dataset: str) -> Dataset:
 def _overrides(
     format_name: str | None,
     messages_field: str | None,
-    max_rows: int | None,
-    long: str | None,
+    max_rows: int | None = None,
+    long: str | None = None,
     limit: int | None = None,
     **_: Any,
 ) -> dict[str, Any]:
@@ -397,6 +452,12 @@ def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+def _print_json_line(document: Any) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(document).decode())
 
 
 def _print_json(document: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ import msgspec
 import yaml
 
 from pipeline import schema
+from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.layout import Layout
 from pipeline.layout_file import load_layout
@@ -206,7 +208,9 @@ def _set(document: dict[str, Any], key: str, value: Any, where: str) -> None:
     elif first in sections and rest in sections[first]:
         document.setdefault(first, {})[rest] = value
     else:
-        known = [*options, "layout", "planner", "prompt"] + [f"{s}.{name}" for s, names in sections.items() for name in names]
+        known = [*options, "layout", "planner", "prompt"] + [
+            f"{s}.{name}" for s, names in sections.items() for name in names
+        ]
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"{where}: no such option; {hint}known for planner {planner}: {', '.join(known)}")
@@ -214,3 +218,24 @@ def _set(document: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def _sections() -> dict[str, Any]:
     return {name: rule for name, rule in schema.load("recipe")["properties"].items() if "properties" in rule}
+
+
+def engine_for(recipe: Recipe, engine: EngineSpec | None, answers: str | None) -> EngineSpec | None:
+    """The engine with the recipe's arguments, of which those of the command line win; None where no model is asked.
+
+    Raises :class:`UserError` where engine and planner do not go together.
+    """
+    if recipe.prompt is None:
+        if engine is not None or answers is not None:
+            option = "--engine" if engine is not None else "--answers"
+            raise UserError(
+                f"{option}: the planner {recipe.planner} asks no model; leave it out, or choose a recipe whose planner "
+                f"does, such as --recipe align"
+            )
+        return None
+    if engine is None:
+        raise UserError(
+            f"--recipe {recipe.name}: the planner {recipe.planner} asks a model. Add --engine vllm --model NAME, or "
+            f"--engine http://HOST:PORT/v1; or --plans DIR to schedule plans again that were made before"
+        )
+    return replace(engine, args=tuple(sorted({**recipe.engine, **dict(engine.args)}.items())))

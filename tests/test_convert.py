@@ -103,7 +103,11 @@ def rejects_of(made: ShardFiles) -> dict[int, str]:
     return {line["source"]["record"]: line["reason"] for line in lines}
 
 
-@pytest.mark.parametrize("reason", Reason)
+#: What only a teacher causes: tests/teach/test_shard.py.
+TAUGHT = {Reason.TEACHER_REFUSED, Reason.TEACHER_TRUNCATED, Reason.TEACHER_INVALID, Reason.CAUSALITY}
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in TAUGHT])
 def test_every_reason_has_a_record_that_causes_it_and_its_neighbours_survive(reason: Reason, tmp_path: Path) -> None:
     case = CASES[reason]
     recipe, tokenizer = load_recipe("wait-k", case.settings), case.tokenizer()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +18,13 @@ from pipeline.grid.tokens import Tokenizer
 from pipeline.look.cells import visible
 from pipeline.look.lines import grid_lines
 from pipeline.look.view import GridView, view
-from pipeline.read.cut import cuts, records
+from pipeline.plan.plan import Plans
+from pipeline.read.containers import Record
+from pipeline.read.cut import Cut, cuts, records
 from pipeline.read.inputs import InputFile
 from pipeline.read.scan import peek
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Columns, Silence
-from pipeline.store.plans import StoredPlans
 
 
 class Previewed(NamedTuple):
@@ -43,9 +44,16 @@ class Previewed(NamedTuple):
         return not self.grids and self.reason is None
 
 
-def preview_lines(outcomes: Iterable[Previewed], width: int) -> Iterator[Text]:
-    """The lines that show what would become of some records; those of grids fit ``width`` columns."""
+def preview_lines(
+    outcomes: Iterable[Previewed], width: int, before: Callable[[str, int], Iterator[Text]] | None = None
+) -> Iterator[Text]:
+    """The lines that show what would become of some records; those of grids fit ``width`` columns.
+
+    ``before`` gives lines to show before the grids of a record, by its id.
+    """
     for outcome in outcomes:
+        if before is not None:
+            yield from before(outcome.id, width)
         for grid in outcome.grids:
             yield from grid_lines(grid, width)
         if outcome.reason is not None:
@@ -59,11 +67,15 @@ def preview_lines(outcomes: Iterable[Previewed], width: int) -> Iterator[Text]:
 
 
 def previews(
-    files: Sequence[InputFile], recipe: Recipe, tokenizer: Tokenizer, limit: int = 3, plans: StoredPlans | None = None
+    files: Sequence[InputFile],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    limit: int = 3,
+    plan: Callable[[Cut, Sequence[Record]], Plans] | None = None,
 ) -> Iterator[Previewed]:
     """Convert the first ``limit`` records of ``files``, in order, by the same code as a run; write nothing.
 
-    ``plans``, where given, are scheduled instead of planning.
+    ``plan``, where given, brings the plans: stored ones, or a teacher's.
 
     Records are converted one shard at a time, and only as they are asked for.
     Raises :class:`pipeline.errors.UserError` where a file cannot be read.
@@ -77,8 +89,8 @@ def previews(
         for cut in cuts(file, peek(file, recipe.read), recipe.read, left):
             left -= cut.count
             found = list(records(cut, recipe.read))
-            own = plans.of(cut.file, cut.first, cut.count) if plans is not None else None
-            made = converter.convert(cut.file, cut.format, found, own)
+            plans = plan(cut, found) if plan is not None else None
+            made = converter.convert(cut.file, cut.format, found, plans)
             outcomes = _outcomes(made, recipe, tokenizer, ids.silence_id, ids.end_id)
             for record in found:
                 record_id = f"{cut.file}:{record.number}"

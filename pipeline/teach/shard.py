@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from pipeline.errors import Rejected
-from pipeline.plan.plan import Plan, Plans
+from pipeline.plan.plan import Plan, Plans, Provenance
 from pipeline.plan.route import route
 from pipeline.read.containers import Record
+from pipeline.read.conversation import Part
 from pipeline.read.parse import read_conversation
-from pipeline.recipe import Recipe
-from pipeline.teach.asking import Asker
-from pipeline.teach.protocol import TeachingPlanner
+from pipeline.recipe import Recipe, find_planner
+from pipeline.teach.protocol import Ask, TeachingPlanner
+
+
+class Witness(Ask, Protocol):
+    """An :class:`Ask` that knows what a plan came from."""
+
+    def provenance(self, planner: str) -> Provenance:
+        """The answers that were used, and how they were asked for."""
+        ...
 
 
 class ShardTeacher:
-    """Makes plans with one recipe and one engine. Built once per process; several shards may be planned at once."""
+    """Makes plans with one recipe. Built once per process; several shards may be planned at once."""
 
-    def __init__(self, recipe: Recipe, planner: TeachingPlanner, asker: Asker, conversations: int) -> None:
-        """``conversations``: how many are planned at once. More than the engine has requests in flight would only
-        throw each other's prefixes out of its cache."""
+    def __init__(self, recipe: Recipe, ask_for: Callable[[str], Witness], conversations: int) -> None:
+        """``ask_for`` gives what asks on behalf of a record, by its id. ``conversations``: how many are planned at once.
+        More than the engine has requests in flight would only throw each other's prefixes out of its cache.
+
+        Raises :class:`pipeline.errors.UserError` where the layout lacks what the planner needs.
+        """
         self._recipe = recipe
-        self._planner = planner
-        self._asker = asker
+        self._planner = teaching_planner(recipe)
+        self._ask_for = ask_for
         self._room = asyncio.Semaphore(conversations)
 
     async def plan(
@@ -36,10 +48,11 @@ class ShardTeacher:
         by_id: dict[str, Plan | Rejected] = {}
 
         async def plan(record: Record) -> None:
+            record_id = f"{file}:{record.number}"
             async with self._room:
-                made = await self._plan(f"{file}:{record.number}", format_name, record)
+                made = await self._plan(record_id, format_name, record)
             if made is not None:
-                by_id[f"{file}:{record.number}"] = made
+                by_id[record_id] = made
             planned()
 
         async with asyncio.TaskGroup() as tasks:
@@ -48,20 +61,31 @@ class ShardTeacher:
         return Plans(self._recipe.layout, by_id)
 
     async def _plan(self, record_id: str, format_name: str, record: Record) -> Plan | Rejected | None:
-        recipe = self._recipe
-        if record.raw is None:
+        parts = parts_to_plan(self._recipe, format_name, record)
+        if parts is None:
             return None
-        try:
-            conversation = read_conversation(record.raw, format_name, recipe.read.messages_field)
-            parts, _ = route(conversation, recipe.layout, recipe.needs_output)
-        except Rejected:
-            return None
-        if not recipe.filter.keeps(parts):
-            return None
-        assert recipe.prompt is not None
-        ask = self._asker.conversation(recipe.prompt)
+        ask = self._ask_for(record_id)
         try:
             segments = await self._planner(parts, ask)
         except Rejected as reason:
             return reason
-        return Plan(record_id, segments, ask.provenance(recipe.planner))
+        return Plan(record_id, segments, ask.provenance(self._recipe.planner))
+
+
+def teaching_planner(recipe: Recipe) -> TeachingPlanner:
+    """The planner of a recipe that asks a model. Raises :class:`pipeline.errors.UserError` where the layout does not fit."""
+    module = find_planner(recipe.planner)
+    planner: TeachingPlanner = module.Planner(recipe.layout, module.Options(**recipe.options), recipe.prompt)
+    return planner
+
+
+def parts_to_plan(recipe: Recipe, format_name: str, record: Record) -> list[Part] | None:
+    """The parts of a record that a plan is to be made for; None where it will not be converted."""
+    if record.raw is None:
+        return None
+    try:
+        conversation = read_conversation(record.raw, format_name, recipe.read.messages_field)
+        parts, _ = route(conversation, recipe.layout, recipe.needs_output)
+    except Rejected:
+        return None
+    return parts if recipe.filter.keeps(parts) else None

@@ -13,8 +13,10 @@ from pipeline.errors import Reason, UserError
 from pipeline.plan.planners import PLANNERS
 from pipeline.plan.route import Filter
 from pipeline.read.options import ReadOptions
-from pipeline.recipe import RowLimit, from_manifest, load_recipe
+from pipeline.recipe import RowLimit, find_planner, from_manifest, load_recipe
 from pipeline.resources import shipped
+from pipeline.teach.planners import TEACHERS
+from pipeline.teach.settings import TeacherSettings
 
 
 @pytest.mark.parametrize("name", sorted(shipped("recipes")))
@@ -26,17 +28,18 @@ def test_every_shipped_recipe_loads_and_the_manifest_gives_it_back(name: str) ->
     assert schema.problems("recipe", stored[0]) == []
 
 
-@pytest.mark.parametrize("planner", sorted(PLANNERS))
+@pytest.mark.parametrize("planner", sorted(PLANNERS | TEACHERS))
 def test_the_schema_describes_the_options_that_a_planner_has(planner: str) -> None:
     rules = {rule["if"]["properties"]["planner"]["const"]: rule["then"] for rule in schema.load("recipe")["allOf"]}
     described = rules[planner]["properties"]["options"]
-    assert set(described["properties"]) == set(PLANNERS[planner].Options.__struct_fields__)
+    assert set(described["properties"]) == set(find_planner(planner).Options.__struct_fields__)
     assert described["additionalProperties"] is False
 
 
 def test_the_schema_describes_every_planner_section_and_reason() -> None:
     properties = schema.load("recipe")["properties"]
-    assert properties["planner"]["enum"] == list(PLANNERS)
+    assert properties["planner"]["enum"] == [*PLANNERS, *TEACHERS]
+    assert set(properties["teacher"]["properties"]) == set(TeacherSettings.__struct_fields__)
     assert set(properties["filter"]["properties"]) == set(Filter.__struct_fields__)
     assert set(properties["rows"]["properties"]) == set(RowLimit.__struct_fields__)
     read = {name for name in ReadOptions.__struct_fields__ if not name.startswith("shard_")}
