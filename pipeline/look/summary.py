@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import msgspec
 from rich.console import Console
@@ -27,6 +28,8 @@ class Ran(Protocol):
     def converted_shards(self) -> int: ...
     @property
     def lost_attempts(self) -> int: ...
+    @property
+    def teacher(self) -> dict[str, Any] | None: ...
 
 
 def _examples(ran: Ran) -> dict[str, str]:
@@ -40,6 +43,28 @@ def _examples(ran: Ran) -> dict[str, str]:
             document = msgspec.json.decode(line)
             found.setdefault(document["reason"], f"{document['id']}: {document['message']}")
     return found
+
+
+def _asking(cost: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What asking a model has cost: numbers and words."""
+    revision = f" ({cost['revision']})" if cost["revision"] else ""
+    retried = f", {cost['retried']:,} asked again" if cost["retried"] else ""
+    yield f"{cost['accepted']:,}", f"answers accepted{retried}, of {cost['model']}{revision}"
+    if cost["from_store"]:
+        yield f"{cost['from_store']:,}", f"answers cost nothing: they were in {cost['answers']}"
+    if not cost["asked"]:
+        return
+    cached = f", {cost['cached_share']:.0%} from the prefix cache" if cost["cached_share"] is not None else ""
+    yield f"{cost['prompt_tokens_per_conversation']:,.0f}", f"prompt tokens a conversation{cached}"
+    yield (
+        f"{cost['output_tokens_per_conversation']:,.0f}",
+        f"output tokens a conversation, {cost['output_tokens_per_second']:,.0f} a second, engine busy "
+        f"{cost['engine_occupancy']:.0%} of the time",
+    )
+    if cost["gpu_seconds_per_1000_conversations"] is not None:
+        yield f"{cost['gpu_seconds_per_1000_conversations']:,.0f}", "GPU seconds per thousand conversations"
+    if cost["engine_restarts"]:
+        yield f"{cost['engine_restarts']:,}", "[yellow]times an engine was lost and started again[/]"
 
 
 def render(ran: Ran, console: Console, retried: int | None = None) -> None:
@@ -76,6 +101,9 @@ def render(ran: Ran, console: Console, retried: int | None = None) -> None:
         table.add_row(
             f"{counts.silence_in_content:,}", "[yellow]content tokens are the token that stands for silence[/]"
         )
+    if ran.teacher is not None and ran.converted_shards:
+        for number, words in _asking(ran.teacher):
+            table.add_row(number, words)
     console.print(table)
     shards = len(made.shards)
     kept = shards - ran.converted_shards
