@@ -264,23 +264,6 @@ def stats(dataset: str, as_json: bool) -> None:
 def compare(a: str, b: str, as_json: bool) -> None:
     """Set two datasets of the same source side by side: rows saved, delay of the answer, where they differ."""
     from pipeline.look.compare import compare as measure
-    from pipeline.look.compare import render
-    from pipeline.store.dataset import open_dataset
-
-    figures = measure(open_dataset(a), open_dataset(b))
-    if as_json:
-        _print_json(figures)
-    else:
-        render(figures, _console())
-
-
-@cli.command()
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
-@click.option("--json", "as_json", is_flag=True, help="Write the figures as JSON.")
-def compare(a: str, b: str, as_json: bool) -> None:
-    """Set two datasets of the same source side by side: rows saved, delay of the answer, where they differ."""
-    from pipeline.look.compare import compare as measure
     from pipeline.look.comparison import render
     from pipeline.store.dataset import open_dataset
 
