@@ -96,6 +96,9 @@ def test_a_truncated_answer_is_not_accepted_and_not_repeated(tmp_path: Path) -> 
     assert value == 8, "a truncated answer that happens to parse is still truncated"
     assert teller.requests[1].messages == teller.requests[0].messages
     assert teller.requests[1].sampling != teller.requests[0].sampling
+    teller = Teller("x", Answer("y", "length"), "8")
+    talk(tmp_path / "other", teller, _one)
+    assert [len(request.messages) for request in teller.requests] == [1, 3, 1]
 
 
 @pytest.mark.parametrize(

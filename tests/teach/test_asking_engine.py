@@ -125,6 +125,27 @@ def test_a_lost_engine_is_started_again_by_one_and_all_ask_again(tmp_path: Path)
     assert set(asked.values()) == {2}
 
 
+def test_who_finds_out_late_does_not_stop_the_new_engine(tmp_path: Path) -> None:
+    class Replaced(Mortal):
+        """Every start makes a new engine; who still waits for the old one finds out that it is gone in its own time."""
+
+        async def ask(self, request: Request) -> Answer:
+            if self.starts == 1:
+                await asyncio.sleep(0.05 if question_of(request) == "late" else 0)
+                raise EngineLost("killed")
+            await asyncio.sleep(0.1)
+            return Answer("1", "stop")
+
+    engine = Replaced(None)
+
+    async def work(asker: Asker) -> None:
+        await asyncio.gather(asker.answer(_request("early")), asker.answer(_request("late")))
+        assert asker.counters().restarts == 1
+
+    talk(tmp_path, lambda request: "", work, engine=engine)
+    assert engine.starts == 2
+
+
 def test_an_engine_that_is_lost_for_good_ends_the_run(tmp_path: Path) -> None:
     def respond(request: Request) -> str:
         raise EngineLost("CUDA error")
@@ -169,11 +190,12 @@ def test_losses_with_answers_in_between_never_end_a_run(tmp_path: Path) -> None:
     engine = Mortal(respond)
 
     async def work(asker: Asker) -> list[str]:
-        given = await asyncio.gather(*(asker.answer(_request(f"{number}")) for number in range(200)))
+        given = await asyncio.gather(*(asker.answer(_request(f"{number}")) for number in range(400)))
         return [each.answer.text for each in given]
 
-    assert talk(tmp_path, respond, work, engine=engine, concurrency=8) == [f"{number}" for number in range(200)]
-    assert engine.starts > 10
+    texts = talk(tmp_path, respond, work, engine=engine, concurrency=8, losses=5)
+    assert texts == [f"{number}" for number in range(400)]
+    assert engine.starts > 1 + 5
 
 
 def test_a_request_that_kills_every_engine_costs_only_its_own_conversation(tmp_path: Path) -> None:
@@ -282,3 +304,49 @@ def test_what_cannot_be_kept_is_not_given_out(tmp_path: Path, monkeypatch: pytes
         assert await ask(asker.conversation(PROMPT), "a") == 1
 
     talk(tmp_path, lambda request: "1", work)
+
+
+def test_a_thousand_conversations_with_an_engine_that_does_everything_wrong(tmp_path: Path) -> None:
+    """It dies, hangs, gives up, says nonsense and stops too early. What comes of it is what an undisturbed engine gives."""
+    chance = random.Random(5)
+
+    def honest(request: Request) -> Answer:
+        draw = random.Random(repr(request)).random()  # as a real one: the same request, the same draw
+        if draw < 0.15:
+            return Answer("nonsense {", "stop", 5, 2)
+        if draw < 0.25:
+            return Answer("1", "length", 5, 2)
+        return Answer(str(int(draw * 100)), "stop", 5, 2)
+
+    async def cruel(request: Request) -> Answer:
+        await asyncio.sleep(chance.random() * 0.002)
+        draw = chance.random()
+        if draw < 0.01:
+            raise EngineLost("killed")
+        if draw < 0.015:
+            await asyncio.Event().wait()
+        if draw < 0.03:
+            return Answer("", "abort")
+        return honest(request)
+
+    async def work(asker: Asker) -> list[Any]:
+        async def conversation(number: int) -> Any:
+            dialogue = asker.conversation(PROMPT)
+            try:
+                values = [await ask(dialogue, f"{number % 900}, {step}") for step in range(2)]
+            except Rejected as rejected:
+                return str(rejected), rejected.answers
+            return values, dialogue.provenance("blind")
+
+        return await asyncio.gather(*(conversation(number) for number in range(1000)))
+
+    engine = Mortal(cruel)
+    disturbed = talk(tmp_path / "disturbed", cruel, work, engine=engine, concurrency=64, timeout=0.1)
+    assert engine.starts > 20
+    assert disturbed == talk(tmp_path / "undisturbed", honest, work)
+    assert disturbed == talk(tmp_path / "disturbed", lambda request: "nobody asks", work)
+    rejected = [each for each in disturbed if isinstance(each[0], str)]
+    assert 0 < len(rejected) < 100
+    lines = [path.read_bytes().splitlines() for path in (tmp_path / "disturbed" / "answers").glob("*.jsonl")]
+    keys = [line[:75] for each in lines for line in each]
+    assert len(keys) == len(set(keys))
