@@ -264,7 +264,8 @@ class AnswerStore:
                     break
             except FileNotFoundError:
                 pass
-            os.close(self._journal)  # somebody has deleted the journal: this one is not what others lock
+            deleted, self._journal = self._journal, -1
+            os.close(deleted)  # this one is not what others lock
             self._journal = self._open_journal()
         try:
             yield

@@ -105,7 +105,9 @@ def load_prompt(given: str, base: Path | None = None) -> Prompt:
     own = {path.name: _read(path) for path in sorted(found.glob("*.jinja"))}
     if not own:
         raise UserError(f"prompt {given}: {found} holds no template (NAME.jinja)")
-    return Prompt(found.resolve().name, dict(sorted(_with_shared(own, found).items())))
+    prompt = Prompt(found.resolve().name, dict(sorted(_with_shared(own, found).items())))
+    prompt.check(RETRY, "problem")
+    return prompt
 
 
 def _with_shared(own: dict[str, str], found: Path) -> dict[str, str]:

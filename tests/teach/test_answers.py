@@ -355,6 +355,23 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
         AnswerStore(str(tmp_path))
 
 
+def test_a_store_that_may_only_be_read_is_enough_for_a_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(tmp_path, a="first")
+    real = os.open
+
+    def read_only(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    for journal in ("there", "gone"):
+        assert read(tmp_path, "a", "b") == (["first", None], []), journal
+        with pytest.raises(UserError, match=r"--answers .*: cannot be used: Read-only file system"):
+            keep(tmp_path, b="second")
+        (tmp_path / "journal").unlink(missing_ok=True)
+
+
 def test_a_large_store_opens_in_about_a_second(tmp_path: Path) -> None:
     """100,000 answers of about 2 kB. The bound is loose: this guards against opening that parses every line."""
     with (tmp_path / "big.jsonl").open("wb") as stream:

@@ -40,6 +40,8 @@ def test_every_prompt_can_complain(tmp_path: Path) -> None:
     own = load_prompt(str(_folder(tmp_path / "b", user="x", retry="Wrong: {{ problem }}")))
     assert '"no \\"k\\""' in shared.render(RETRY, problem='no "k"')
     assert own.render(RETRY, problem="no") == 'Wrong: "no"'
+    with pytest.raises(UserError, match=r"retry\.jinja: there is no wrong; this template is given problem"):
+        load_prompt(str(_folder(tmp_path / "c", user="x", retry="Wrong: {{ wrong }}")))
 
 
 def test_the_hash_is_that_of_all_names_and_texts(tmp_path: Path) -> None:
