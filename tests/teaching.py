@@ -7,8 +7,10 @@ import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+import msgspec
 from hypothesis import strategies as st
 
 from pipeline.engines.protocol import Constraint, Message
@@ -59,6 +61,9 @@ class Teacher:
         return parse(text), text
 
 
+prompt = cache(load_prompt)
+
+
 def teach(
     planner: str,
     layout: Layout,
@@ -69,7 +74,7 @@ def teach(
     """The plan of a conversation, checked as a stored one would be, and the calls that it took."""
     module = TEACHERS[planner]
     teacher = Teacher(answer)
-    made = module.Planner(layout, module.Options(**options), load_prompt(module.PROMPT))
+    made = module.Planner(layout, module.Options(**options), prompt(module.PROMPT))
     segments = asyncio.run(made(parts, teacher))
     check_plan(segments, parts, streams_for(layout), layout.written())
     return segments, teacher.calls
@@ -94,6 +99,30 @@ def said(segments: Sequence[Segment], parts: Sequence[Part]) -> list[str]:
         if segment.part >= 0:
             texts[segment.part] += parts[segment.part].text[segment.begin : segment.end]
     return texts
+
+
+def marked(parts: Sequence[Part]) -> list[Part]:
+    """The same conversation with other texts: every sentence is known by its mark, and empty texts stay empty."""
+    return [
+        msgspec.structs.replace(
+            part, text=" ".join(f"m{index}x{n}z." for n in range(1 + len(part.text) % 4)) if part.text else ""
+        )
+        for index, part in enumerate(parts)
+    ]
+
+
+MARK = re.compile(r"m\d+x\d+z")
+
+
+def of_marks(segments: Sequence[Segment], parts: Sequence[Part]) -> dict[str, int]:
+    """The segment that holds each mark."""
+    found: dict[str, int] = {}
+    for number, segment in enumerate(segments):
+        if segment.part >= 0:
+            for mark in MARK.findall(parts[segment.part].text[segment.begin : segment.end]):
+                assert mark not in found
+                found[mark] = number
+    return found
 
 
 def chances() -> st.SearchStrategy[random.Random]:
