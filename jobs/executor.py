@@ -23,6 +23,8 @@ class Executor(Protocol):
     description: str
     #: How many shards are worked on at the same time.
     workers: int
+    #: GPUs of each.
+    gpus: int
     #: Attempts that were lost with their workers.
     lost: int
 
@@ -42,9 +44,10 @@ class InProcess:
     workers = 1
     lost = 0
 
-    def __init__(self, taught: Callable[[Taught], None]) -> None:
-        """``taught`` is told how far the teacher is, if there is one."""
+    def __init__(self, taught: Callable[[Taught], None], gpus: int) -> None:
+        """``taught`` is told how far the teacher is, if there is one; ``gpus``: those that its engine takes."""
         self._taught = taught
+        self.gpus = gpus
 
     def __enter__(self) -> Self:
         return self

@@ -59,9 +59,9 @@ class RayPool:
         _connect(address, workers)
         cpus, gpus = _most("CPU"), _most("GPU")
         # Where there are no GPUs at all, an engine runs on the CPU.
-        self._gpus = engine.gpus if engine is not None and gpus else 0
-        self.workers = workers or _default_workers(engine, cpus, gpus // self._gpus if self._gpus else None)
-        problem = _too_small(self.workers, cpus, self._gpus, gpus)
+        self.gpus = engine.gpus if engine is not None and gpus else 0
+        self.workers = workers or _default_workers(engine, cpus, gpus // self.gpus if self.gpus else None)
+        problem = _too_small(self.workers, cpus, self.gpus, gpus)
         if problem is not None:
             ray.shutdown()
             raise UserError(problem)
@@ -80,7 +80,7 @@ class RayPool:
         if not again:
             return
         shared = ray.put(setup)
-        slots = [_Slot(shared, self._gpus, setup.teacher is not None) for _ in range(self.workers)]
+        slots = [_Slot(shared, self.gpus, setup.teacher is not None) for _ in range(self.workers)]
         try:
             yield from self._run(slots, again, attempts, LOOK_EVERY if setup.teacher is not None else _PATIENCE)
         finally:
@@ -152,12 +152,12 @@ class RayPool:
         if any(slot.started for slot in slots):
             return
         cpus, gpus = _most("CPU"), _most("GPU")
-        problem = _too_small(1, cpus, self._gpus, gpus)
+        problem = _too_small(1, cpus, self.gpus, gpus)
         if problem is not None:
             raise UserError(f"{problem}. Finished shards are kept")
         free = ray.available_resources()
         needed = f"{int(free.get('CPU', 0))} of the cluster's {cpus} CPUs"
-        if self._gpus:
+        if self.gpus:
             needed += f" and {int(free.get('GPU', 0))} of its {gpus} GPUs"
         self._notice(f"waiting for a worker: {needed} are free")
 

@@ -158,6 +158,8 @@ class Progress:
 
     def _asking(self, asked: Asked) -> str:
         """The facts where models are asked, at which conversion itself takes no time."""
+        if not asked.accepted + asked.rejected + asked.in_flight:
+            return "starting the engine"
         seconds = max(self.seconds, 1e-9)
         prompt, cached, output = asked.prompt_tokens, asked.cached_tokens, asked.output_tokens
         return (

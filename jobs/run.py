@@ -14,7 +14,7 @@ from jobs.executor import Executor, InProcess
 from jobs.progress import Progress
 from jobs.shard import Setup, Task, is_same_shard
 from jobs.teacher import as_teacher, cost, planned_by, teacher_setup
-from jobs.where import choose
+from jobs.where import choose, gpus_here
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
@@ -115,9 +115,7 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             shards,
         )
         converted = len(shards) - progress.kept_shards
-        asked = (
-            None if teacher is None else cost(teacher, progress.asked, made.counts, progress.seconds, executor.workers)
-        )
+        asked = None if teacher is None else cost(teacher, progress.asked, made.counts, progress.seconds, executor)
         about = _run_json(options, files, started, converted, executor.lost, progress, asked)
         commit.finish(out, made, tokenizer.json, about)
     return Summary(made, options.out, time.time() - started, converted, executor.lost, asked)
@@ -192,7 +190,7 @@ def _tasks(files: Sequence[InputFile], scans: Sequence[FileScan], recipe: Recipe
 def _executor(options: RunOptions, size: int, engine: EngineSpec | None, progress: Progress) -> Executor:
     where = choose(options.ray, options.workers, size, engine)
     if where == "off":
-        return InProcess(progress.taught)
+        return InProcess(progress.taught, engine.gpus if engine is not None and gpus_here() else 0)
     from jobs.pool import RayPool  # takes a second to import
 
     return RayPool(where, options.workers, progress.notice, progress.taught, engine)

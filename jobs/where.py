@@ -34,13 +34,13 @@ def choose(given: str, workers: int | None, size: int, engine: EngineSpec | None
     if here is not None:
         return here
     if engine is not None:  # one process keeps one engine, or any server, busy
-        several = workers or (_gpus_here() // engine.gpus if engine.gpus else 1)
+        several = workers or (gpus_here() // engine.gpus if engine.gpus else 1)
         return "local" if several > 1 else "off"
     cpus = workers or os.cpu_count() or 1
     return "local" if cpus > 1 and (workers is not None or size >= _WORTH_RAY) else "off"
 
 
-def _gpus_here() -> int:
+def gpus_here() -> int:
     """The GPUs of this machine that its driver shows."""
     driver = Path("/proc/driver/nvidia/gpus")
     return sum(1 for _ in driver.iterdir()) if driver.is_dir() else 0

@@ -13,7 +13,7 @@ async def identify(spec: EngineSpec) -> Model:
     Raises :class:`pipeline.errors.UserError` where no server answers.
     """
     if spec.kind == "vllm":
-        from pipeline.engines.vllm import model_of
+        from pipeline.engines.local_model import model_of
 
         return model_of(spec)
     engine = build_engine(spec)
