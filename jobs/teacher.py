@@ -15,6 +15,7 @@ from pipeline.store.counts import Counts
 from pipeline.store.manifest import Manifest, Teacher
 
 if TYPE_CHECKING:
+    from jobs.executor import Executor
     from jobs.teaching import TeacherSetup
     from pipeline.engines.protocol import Model
     from pipeline.teach.counters import Counters
@@ -55,12 +56,13 @@ def planned_by(recipe: Recipe, planned: Manifest) -> Recipe:
     )
 
 
-def cost(setup: TeacherSetup, asked: Counters | None, counts: Counts, seconds: float, workers: int) -> dict[str, Any]:
+def cost(
+    setup: TeacherSetup, asked: Counters | None, counts: Counts, seconds: float, executor: Executor
+) -> dict[str, Any]:
     """What asking has cost, for ``run.json`` and the summary."""
     from pipeline.teach.counters import Counters
 
     asked = asked or Counters()
-    gpus = setup.engine.gpus
     conversations = max(counts.read - counts.filtered, 1)
     return {
         "model": setup.model.name,
@@ -79,7 +81,7 @@ def cost(setup: TeacherSetup, asked: Counters | None, counts: Counts, seconds: f
         "output_tokens_per_second": round(asked.output_tokens / max(seconds, 1e-9), 1),
         "prompt_tokens_per_conversation": round(asked.prompt_tokens / conversations, 1),
         "output_tokens_per_conversation": round(asked.output_tokens / conversations, 1),
-        "engine_occupancy": round(asked.busy_seconds / max(seconds * workers, 1e-9), 3),
+        "engine_occupancy": round(asked.busy_seconds / max(seconds * executor.workers, 1e-9), 3),
         "gpu_seconds_per_1000_conversations": round(asked.busy_seconds * gpus * 1000 / conversations, 1)
         if gpus
         else None,
