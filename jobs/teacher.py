@@ -64,6 +64,7 @@ def cost(
 
     asked = asked or Counters()
     conversations = max(counts.read - counts.filtered, 1)
+    gpu_seconds = round(asked.busy_seconds * executor.gpus * 1000 / conversations, 1) if executor.gpus else None
     return {
         "model": setup.model.name,
         "revision": setup.model.revision,
@@ -82,7 +83,5 @@ def cost(
         "prompt_tokens_per_conversation": round(asked.prompt_tokens / conversations, 1),
         "output_tokens_per_conversation": round(asked.output_tokens / conversations, 1),
         "engine_occupancy": round(asked.busy_seconds / max(seconds * executor.workers, 1e-9), 3),
-        "gpu_seconds_per_1000_conversations": round(asked.busy_seconds * gpus * 1000 / conversations, 1)
-        if gpus
-        else None,
+        "gpu_seconds_per_1000_conversations": gpu_seconds,
     }
