@@ -34,9 +34,9 @@ from trainer.distributed import World
 from trainer.export import CONFIG_FILE, export
 from trainer.metrics import Tally, Work, cost_of, peak_of
 from trainer.model import description
-from trainer.model.attention import decoder_layers
 from trainer.model.build import build
 from trainer.model.description import describe
+from trainer.model.prepare import checkpoint_layers, compile_layers
 from trainer.model.store import TOKENIZER_FILE
 from trainer.model.streams import StreamModel
 from trainer.model.vocabulary import tables, tokenizer_file
@@ -91,10 +91,9 @@ def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
 
     cost, peak = cost_of(model), peak_of(world.device, bf16)
     if settings.model.checkpointing:
-        model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(model.backbone)
     if settings.model.compile:
-        for layer in decoder_layers(model.backbone):
-            layer.compile(dynamic=False)
+        compile_layers(model.backbone)
     if world.size > 1:
         distributed.shard(model, world, bf16)
     else:
