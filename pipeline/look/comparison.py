@@ -121,11 +121,18 @@ def render(comparison: Comparison, console: Console) -> None:
     """Print the comparison for 80 columns; only the commands at its end may be longer, so that they can be copied."""
     from rich.text import Text
 
-    for part in (_who(comparison), _sums(comparison), _streams(comparison)):
-        console.print(part)
-        console.print()
+    console.print(_who(comparison))
+    console.print()
+    console.print(_sums(comparison))
+    console.print()
+    console.print(_streams(comparison))
+    silent = _silent(comparison)
+    if silent:
+        console.print(Text(f"nothing is said in {', '.join(silent)}", style="dim"))
+    console.print()
     if comparison.comparable:
         console.print(_verdict(comparison))
+        console.print(_saved(comparison))
     else:
         console.print(
             "[bold yellow]The tokenizers differ[/], so rows and tokens of A and B are of different kinds and are not "
@@ -188,16 +195,16 @@ def _sums(comparison: Comparison) -> Table:
     table.add_row("tokens per row", f"{a.tokens_per_row:.2f}", f"{b.tokens_per_row:.2f}", "")
     table.add_row("density", f"{a.density:.0%}", f"{b.density:.0%}", "")
     if a.delay is not None or b.delay is not None:
-        table.add_row("[bold]the answer begins, median rows after[/]")
+        table.add_row("[bold]median rows to the answer[/]")
         for name in ("median_from_start", "median_from_end"):
             ours, theirs = (None if side.delay is None else getattr(side.delay, name) for side in (a, b))
             table.add_row(
-                f"  the input's {'first' if name == 'median_from_start' else 'last'} token",
+                f"  from the input's {'start' if name == 'median_from_start' else 'end'}",
                 *(_NOTHING if value is None else f"{value:,.0f}" for value in (ours, theirs)),
                 f"{theirs - ours:+,.0f}" if comparison.comparable and ours is not None and theirs is not None else "",
             )
         table.add_row(
-            "  before the input ends, of turns",
+            "  before its end, of turns",
             *(_NOTHING if side.delay is None else f"{side.delay.early:.0%}" for side in (a, b)),
         )
     return table
@@ -213,21 +220,24 @@ def _streams(comparison: Comparison) -> Table:
     for name in ("tokens A", "tokens B", "density A", "density B"):
         table.add_column(name, justify="right", no_wrap=True)
     a, b = ({stream.name: stream for stream in side.streams} for side in (comparison.a, comparison.b))
-    silent = []
+    silent = _silent(comparison)
     for name, stream in (b | a).items():
-        pair = (a.get(name), b.get(name))
-        if not any(own.tokens for own in pair if own is not None):
-            silent.append(visible(name))
+        if visible(name) in silent:
             continue
+        pair = (a.get(name), b.get(name))
         table.add_row(
             Text(visible(name), style=f"bold {_STYLES[stream.kind]}"),
             *(_NOTHING if own is None else f"{own.tokens:,}" for own in pair),
             *(_NOTHING if own is None else f"{own.density:.0%}" for own in pair),
         )
-    if silent:
-        table.caption = Text(f"nothing is said in {', '.join(silent)}")
-        table.caption_justify = "left"
     return table
+
+
+def _silent(comparison: Comparison) -> list[str]:
+    """The streams in which neither says anything."""
+    streams = [*comparison.a.streams, *comparison.b.streams]
+    spoken = {stream.name for stream in streams if stream.tokens}
+    return [visible(name) for name in dict.fromkeys(stream.name for stream in streams) if name not in spoken]
 
 
 def _verdict(comparison: Comparison) -> Table:
@@ -242,10 +252,13 @@ def _verdict(comparison: Comparison) -> Table:
         if against is not None:
             total = against.fewer + against.equal + against.more
             facts.add_row(name, *(f"{n:,} ({n / total:.0%})" for n in (against.fewer, against.equal, against.more)))
-    if comparison.median_ratio is not None:
-        facts.caption = f"a conversation's rows in B, median: {comparison.median_ratio:.2f} of its rows in A"
-        facts.caption_justify = "left"
     return facts
+
+
+def _saved(comparison: Comparison) -> str:
+    saved, ratio = comparison.rows_saved or 0, comparison.median_ratio
+    text = f"B needs {abs(saved):,} rows {'fewer' if saved > 0 else 'more'}" if saved else "B needs as many rows as A"
+    return text if ratio is None else f"{text}; a conversation's rows in B are {ratio:.2f} of those in A, in the median"
 
 
 def _apart_table(comparison: Comparison) -> Table:
@@ -254,7 +267,7 @@ def _apart_table(comparison: Comparison) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("most different", overflow="fold")
-    for name in ("rows A", "rows B", "begins A", "begins B"):
+    for name in ("rows A", "rows B", "to answer A", "to answer B"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in comparison.apart:
         table.add_row(
@@ -267,8 +280,9 @@ def _apart_table(comparison: Comparison) -> Table:
 
 
 def _change(before: int, now: int) -> str:
-    share = f" ({(now - before) / before:+.1%})" if before else ""
-    return f"{now - before:+,}{share}"
+    if before == now:
+        return "equal"
+    return f"{(now - before) / before:+.1%}" if before else ""
 
 
 def _count(number: int, what: str) -> str:
