@@ -69,6 +69,7 @@ def teach(
     layout: Layout,
     parts: Sequence[Part],
     answer: Callable[[Sequence[Message], Constraint], str],
+    /,
     **options: Any,
 ) -> tuple[list[Segment], list[Call]]:
     """The plan of a conversation, checked as a stored one would be, and the calls that it took."""

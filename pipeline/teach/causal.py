@@ -110,6 +110,20 @@ class Thread:
         part = self._parts[segment.part]
         return Shown(Plain(part.role), part.text[segment.begin : segment.end], number)
 
+    def after(self, read: int) -> tuple[Dependency, ...]:
+        """The edges of text that comes after segment ``read``: after it, and after all that was shown before.
+
+        A teacher who has read something knows it from then on, also where a plan lets the later input come first (a user
+        who does not wait for a tool).
+        """
+        edges: list[Dependency] = [(read, None)]
+        ended = self._order.ended(self._stream, edges)
+        for number in sorted(self._shown, reverse=True):
+            if number > ended.get(self._edges.segments[number].stream, -1):
+                edges.append((number, None))
+                ended = self._order.ended(self._stream, edges)
+        return tuple(edges)
+
     def news(self, after: tuple[Dependency, ...]) -> list[Shown]:
         """What text at this place can know and no message holds yet, in the plan's order; without empty segments."""
         ended = self._order.ended(self._stream, after)

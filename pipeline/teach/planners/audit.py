@@ -92,7 +92,7 @@ class Planner:
         return edges.segments
 
     async def _note(self, thread: Thread, written: int, ask: Ask) -> None:
-        after = ((written, None),)
+        after = thread.after(written)
         thread.tell("written.jinja", news=thread.news(after))
         remarks = self._remarks
         for text in await thread.ask(
@@ -101,7 +101,7 @@ class Planner:
             thread.say(text, thought=False)
 
     async def _judge(self, thread: Thread, written: int, ask: Ask) -> None:
-        after = ((written, None),)
+        after = thread.after(written)
         thread.tell("verdict.jinja", news=thread.news(after))
         characters = self._remarks.characters
         verdict = await thread.ask(

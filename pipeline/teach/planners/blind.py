@@ -125,7 +125,7 @@ class Planner:
 
     async def _think(self, thread: Thread, read: int, ask: Ask) -> list[int]:
         """Ask for thoughts after segment ``read``; the segments that they became."""
-        after = ((read, None),)
+        after = thread.after(read)
         thread.tell("read.jinja", news=thread.news(after))
         remarks = self._remarks
         thoughts = await thread.ask(
