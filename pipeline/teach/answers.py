@@ -23,6 +23,7 @@ import fcntl
 import os
 import re
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,11 @@ _JOURNAL_BYTES = 1 << 20
 #: Length of the random first line that tells one journal from the next.
 _TOKEN_BYTES = 33
 
-_ENTRY = re.compile(rb"^answers-[0-9a-f]{32}\.jsonl$", re.MULTILINE)
+#: A file that has grown, and that this was on the disk before the lock was let go.
+_ENTRY = re.compile(rb"^(answers-[0-9a-f]{32}\.jsonl)\n(synced\n)?", re.MULTILINE)
+
+#: Seconds after which a system has written to the disk whatever a dead process has left in memory, ten times over.
+_SETTLED = 300.0
 
 _BLOCK_BYTES = 8 << 20
 _OPEN_FILES = 64
@@ -148,7 +153,9 @@ class AnswerStore:
     async def find(self, asked: Question) -> Answer | None:
         """The answer to a question, whoever wrote it; None where there is none."""
         answer = self.known(asked)
-        return answer if answer is not None else await self._granted(asked, None, b"")
+        if answer is not None or self._nothing_new():
+            return answer
+        return await self._granted(asked, None, b"")
 
     async def keep(self, asked: Question, answer: Answer) -> Answer:
         """Keep an answer: when this returns, one is on the disk. It is that one, which need not be ``answer``.
@@ -279,13 +286,24 @@ class AnswerStore:
             size = os.fstat(self._journal).st_size
             if token == self._token != b"" and size >= self._journal_read:
                 journal = _pread(self._journal, self._journal_read, size - self._journal_read)
-                self._journal_read = size
-                for name in sorted(set(_ENTRY.findall(journal))):
-                    self._scan(name.decode())
+                entries = _ENTRY.findall(journal)
+                torn = {name for name, synced in entries if not synced}
+                for name in sorted({name for name, _ in entries}):
+                    self._scan(name.decode(), name in torn)
+                self._journal_read = size  # last: from now on there is nothing new
                 return
-            self._token, self._journal_read = token, size
         for path in sorted(self.folder.glob("*.jsonl")):
             self._scan(path.name)
+        if self._journal >= 0:
+            self._token, self._journal_read = token, size
+
+    def _nothing_new(self) -> bool:
+        """Whether nobody has begun to write since this process caught up, as far as can be told without the lock."""
+        try:
+            token = os.pread(self._journal, _TOKEN_BYTES, 0)
+            return token == self._token != b"" and os.fstat(self._journal).st_size == self._journal_read
+        except OSError:
+            return False
 
     def _announce(self, name: str) -> None:
         """Say in the journal that a file grows, before it does."""
@@ -299,16 +317,22 @@ class AnswerStore:
 
     # Files.
 
-    def _scan(self, name: str) -> None:
-        """Index the lines of a file that are new."""
+    def _scan(self, name: str, torn: bool | None = None) -> None:
+        """Index the lines of a file that are new.
+
+        ``torn``: whether its writer may have died before they were on the disk; None: it is not known. Syncing a file that
+        is on the disk already would still make the disk empty its own cache.
+        """
         number = self._number(name)
         file = self._files[number]
         try:
             with file.path.open("rb") as stream:
-                if os.fstat(stream.fileno()).st_size <= file.size:
+                status = os.fstat(stream.fileno())
+                if status.st_size <= file.size:
                     return
-                with suppress(OSError):  # where it can only be read
-                    os.fdatasync(stream.fileno())  # its writer may have died before it did
+                if torn or (torn is None and time.time() - status.st_mtime < _SETTLED):
+                    with suppress(OSError):  # where it can only be read
+                        os.fdatasync(stream.fileno())
                 stream.seek(file.size)
                 rest = b""
                 while block := stream.read(_BLOCK_BYTES):
@@ -375,6 +399,7 @@ class AnswerStore:
             self._announce(file.path.name)
             _write(handle, b"".join(wish.line for wish in wishes))
             os.fsync(handle)
+            self._journal_read += _write(self._journal, b"synced\n")
         except OSError:
             self._abandon()
             raise

@@ -149,6 +149,32 @@ def test_what_another_process_has_written_since_is_found(tmp_path: Path) -> None
     with_store(tmp_path, work)
 
 
+def test_what_a_dying_process_had_not_synced_is_synced_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fdatasync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+
+    async def work(one: AnswerStore) -> None:
+        other = AnswerStore(str(tmp_path))
+        await other.keep(asked("a"), said("first"))
+        assert await one.find(asked("a")) == said("first")
+        await other.keep(asked("b"), said("second"))
+        synced.clear()
+        assert await one.find(asked("b")) == said("second")
+        assert synced == [], "it was on the disk already"
+        # As left by a process that was killed between writing and syncing.
+        name = f"answers-{'0' * 32}.jsonl"
+        (tmp_path / name).write_bytes(write_line(asked("c"), said("third")))
+        with (tmp_path / "journal").open("ab") as stream:
+            stream.write(f"\n{name}\n".encode())
+        assert await one.find(asked("c")) == said("third")
+        assert synced == [name]
+        await other.close()
+
+    with_store(tmp_path, work)
+
+
 def test_a_journal_that_was_begun_anew_or_deleted_hides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
