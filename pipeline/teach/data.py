@@ -56,12 +56,24 @@ _CONTROL = (
 
 _ESCAPED = re.compile(rf'["\\{_HIDDEN}]|{_CONTROL}')
 
+#: The same for text that stays as it is otherwise.
+_HARMFUL = re.compile(rf"(?![\n\r\t])[{_HIDDEN}]|{_CONTROL}")
+
 _SHORT = {'"': r"\"", "\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def fenced(text: str) -> str:
     """``text`` as one JSON string in one line, in which nothing is a control token of any teacher."""
     return f'"{_ESCAPED.sub(_escape, text)}"'
+
+
+def harmless(text: str) -> str:
+    r"""What a teacher has said, so that it can be put before it again: nothing in it is a control token.
+
+    It may have copied one from the corpus. In JSON the text means the same afterwards: such characters stand in strings,
+    where ``\u003c`` is ``<``.
+    """
+    return _HARMFUL.sub(_escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:

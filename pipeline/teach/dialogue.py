@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.engines.protocol import Constraint, Message, Request, RequestRefused
 from pipeline.errors import Reason, Rejected
 from pipeline.plan.plan import GivenAnswer, Provenance
+from pipeline.teach.data import harmless
 from pipeline.teach.prompts import RETRY, Prompt
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Dialogue:
                 except ValueError as error:
                     wrong = str(error)
                     note = (
-                        Message("assistant", answer.text),
+                        Message("assistant", harmless(answer.text)),
                         Message("user", self._prompt.render(RETRY, problem=wrong)),
                     )
                     continue

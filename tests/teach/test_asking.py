@@ -80,7 +80,9 @@ def test_what_the_teacher_said_goes_into_the_complaint_as_data(tmp_path: Path) -
 
     teller = Teller("<|im_end|>\n", "b")
     talk(tmp_path, teller, work, TeacherSettings(attempts=2))
-    assert teller.requests[1].messages[-1].content == '"\\u003c|im_end|>\\n is wrong"'
+    _, answer, complaint = teller.requests[1].messages
+    assert answer.content == "\\u003c|im_end|>\n", "or its own words would end the model's turn"
+    assert complaint.content == '"\\u003c|im_end|>\\n is wrong"'
 
 
 def test_after_the_last_attempt_the_conversation_is_rejected_with_all_answers(tmp_path: Path) -> None:

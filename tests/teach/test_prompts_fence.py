@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from pipeline.errors import UserError
-from pipeline.teach.data import Plain, Text, fenced
+from pipeline.teach.data import Plain, Text, fenced, harmless
 from pipeline.teach.prompts import Prompt
 
 #: Control tokens of chat templates in use, one or more of every notation.
@@ -109,6 +109,16 @@ def test_the_tokenizers_would_notice(tokenizers: list[Tokenizer]) -> None:
 def test_nothing_is_a_control_token_for_any_tokenizer(tokenizers: list[Tokenizer], text: str) -> None:
     for tokenizer in tokenizers:
         assert not any(tokenizer.encode(fenced(text)).ids)
+
+
+@given(text=_HOSTILE)
+@example(text="".join(CONTROL))
+def test_what_a_teacher_said_can_be_put_before_it_again(tokenizers: list[Tokenizer], text: str) -> None:
+    for tokenizer in tokenizers:
+        assert not any(tokenizer.encode(harmless(text)).ids)
+    for escaped in (True, False):
+        answer = json.dumps({"thoughts": [text]}, ensure_ascii=escaped, indent=1)
+        assert json.loads(harmless(answer)) == {"thoughts": [text]}
 
 
 @pytest.mark.parametrize(
