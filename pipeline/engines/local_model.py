@@ -48,7 +48,7 @@ def model_of(spec: EngineSpec) -> Model:
 def find_commit(name: str, revision: str | None) -> str | None:
     """The commit that a revision of a hub model stands for, from the hub or the local cache; None where neither knows."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         path = Path(hf_hub_download(name, "config.json", revision=revision))

@@ -12,6 +12,7 @@ import gc
 import itertools
 import os
 import time
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ _DEFAULTS: dict[str, Any] = {
 #: flag only where the backend is named.
 _STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
 _WATCH_SECONDS = 1.0
+#: An answer gives a sign of life after its first token, then after so many. Fewer would cost the event loop.
+_SIGN_TOKENS = 64
 _GIB = 1 << 30
 
 
@@ -91,6 +94,11 @@ class VllmEngine:
         async with self._changing:
             await self._end()
 
+    async def forget_prefixes(self) -> None:
+        """Empty the prefix cache, so that what comes next is measured alone."""
+        if self._running is not None:
+            await self._running.forget_prefixes()
+
     @property
     def processes(self) -> list[int]:
         """The processes that compute, by number: for whoever wants to see or to disturb them."""
@@ -114,7 +122,7 @@ class _Running:
         self._timeout = timeout
         self._numbers = itertools.count()
         self._asks: dict[asyncio.Task[Answer], float] = {}
-        self._last_answer = time.monotonic()
+        self._last_sign = time.monotonic()
         self._watch = asyncio.create_task(self._watch_over())
 
     async def ask(self, request: Request) -> Answer:
@@ -132,44 +140,55 @@ class _Running:
         finally:
             del self._asks[task]
 
+    async def forget_prefixes(self) -> None:
+        if self._engine is not None:
+            await self._engine.reset_prefix_cache()
+
     async def end(self) -> None:
         """Whatever happens: afterwards no process of this engine is left."""
         import psutil
 
-        self._lose(self.lost or "the engine is closed")
         self._watch.cancel()
         engine, self._engine = self._engine, None
+        if not self.lost:
+            self.lost = "the engine is closed"
+            self._cancel()
         if engine is not None:
-            await asyncio.to_thread(engine.shutdown, 0.0)
+            await asyncio.to_thread(engine.shutdown)
         del engine
         gc.collect()  # vLLM's objects refer to each other in circles, and hold sockets
+        self._kill()
         _, alive = await asyncio.to_thread(psutil.wait_procs, self.processes, 30)
         if alive:
             raise EngineLost(f"processes {[process.pid for process in alive]} of the old engine cannot be killed")
 
     def _lose(self, why: str) -> None:
         """No more answers: kill what computes them, and tell all who wait."""
+        self.lost = self.lost or why
+        self._kill()
+        self._cancel()
+
+    def _kill(self) -> None:
         import psutil
 
-        self.lost = self.lost or why
         for process in self.processes:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
+
+    def _cancel(self) -> None:
         for task in list(self._asks):
             task.cancel()
 
     async def _watch_over(self) -> None:
-        """Notice an engine that has died, or that has answered nothing for as long as a request may take."""
+        """Notice an engine that has died, or that gives no sign of life for as long as a request may take."""
         while not self.lost:
             await asyncio.sleep(_WATCH_SECONDS)
             if self._engine is None or self._engine.errored:
                 self._lose("the engine's process has died")
             elif self._asks:
-                silent = time.monotonic() - max(self._last_answer, min(self._asks.values()))
+                silent = time.monotonic() - max(self._last_sign, min(self._asks.values()))
                 if silent > self._timeout:
-                    self._lose(f"the engine has answered nothing for {silent:.0f} s")
+                    self._lose(f"the engine has given no sign of life for {silent:.0f} s")
 
     async def _answer(self, request: Request) -> Answer:
         from vllm.exceptions import VLLMClientError
@@ -203,10 +222,9 @@ class _Running:
             )
         final = None
         async for output in engine.generate(tokens_input(tokens), _sampling(request), f"ask-{next(self._numbers)}"):
-            final = output
+            final, self._last_sign = output, time.monotonic()
         if final is None or not final.outputs:
             raise EngineLost("the engine has ended a request without an answer")
-        self._last_answer = time.monotonic()
         said = final.outputs[0]
         return Answer(
             said.text,
@@ -238,7 +256,8 @@ def _sampling(request: Request) -> Any:
         max_tokens=asked.max_tokens,
         seed=asked.seed,
         structured_outputs=structured,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.CUMULATIVE,
+        stream_interval=_SIGN_TOKENS,
     )
 
 

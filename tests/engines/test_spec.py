@@ -1,0 +1,108 @@
+"""What the options say about an engine."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.engines.build import build_engine
+from pipeline.engines.spec import EngineSpec, parse_spec
+from pipeline.errors import UserError
+
+
+def test_no_engine_is_none() -> None:
+    assert parse_spec("none") is None
+
+
+def test_servers_are_told_apart_and_tidied() -> None:
+    spec = parse_spec("http://a:1/v1/, https://b/v1/chat/completions", "m", ["top-k=5", "stop=[a, b]"], 7, 9.5)
+    assert spec == EngineSpec(
+        kind="http",
+        where=("http://a:1/v1", "https://b/v1"),
+        model="m",
+        args=(("stop", ["a", "b"]), ("top_k", 5)),
+        concurrency=7,
+        timeout=9.5,
+    )
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert spec.gpus == 0
+
+
+def test_gpus_are_tensor_times_pipeline_parallel() -> None:
+    spec = parse_spec("vllm", "m", ["tensor-parallel-size=4", "pipeline_parallel_size=2", "quantization=fp8"])
+    assert spec is not None and spec.gpus == 8
+    plain = parse_spec("vllm", "m")
+    assert plain is not None and plain.gpus == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "args", "said"),
+    [
+        ("openai", None, [], "no such engine; use none, vllm, scripted:FILE or http"),
+        ("none", "m", [], "--model: there is no engine"),
+        ("none", None, ["a=1"], "--engine-arg: there is no engine"),
+        ("vllm", None, [], "Add --model"),
+        ("vllm", "m", ["tensor_parallel_size"], "KEY=VALUE"),
+        ("vllm", "m", ["tensor_parallel_size=two"], "whole number of GPUs"),
+        ("vllm", "m", ["tensor_parallel_size=0"], "whole number of GPUs"),
+        ("vllm", "m", ["a=1", "a=2"], "given twice"),
+        ("vllm", "m", ["a=[1"], "no YAML"),
+        ("vllm", "m", ["model=n"], "say --model"),
+        ("scripted:", None, [], "which file"),
+        ("scripted:f", None, ["a=1"], "takes none"),
+        ("http://", None, [], "write http://HOST:PORT/v1"),
+        ("http://a:port/v1", None, [], "no URL"),
+        ("http://a/v1,ftp://b/v1", None, [], "ftp://b/v1: write http"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(engine: str, model: str | None, args: list[str], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_spec(engine, model, args)
+    assert said in str(error.value)
+
+
+def test_a_key_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError) as error:
+        parse_spec("https://user:sk-secret@host/v1")
+    assert "sk-secret" not in str(error.value)
+    assert "PIPELINE_API_KEY" in str(error.value)
+
+
+def test_numbers_must_be_more_than_none() -> None:
+    with pytest.raises(UserError, match="--concurrency 0"):
+        parse_spec("http://a/v1", concurrency=0)
+    with pytest.raises(UserError, match="--engine-timeout -1"):
+        parse_spec("http://a/v1", timeout=-1)
+
+
+def test_where_vllm_is_missing_the_user_hears_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text("raise ImportError('no vllm')")
+    code = (
+        "from pipeline.engines.build import build_engine; from pipeline.engines.spec import parse_spec\n"
+        "from pipeline.errors import UserError\n"
+        "try: build_engine(parse_spec('vllm', 'm'))\n"
+        "except UserError as error: print(error)"
+    )
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    ran = subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, check=True)
+    assert "pip install" in ran.stdout and "multistream-pipeline[vllm]" in ran.stdout
+
+
+def test_building_one_engine_imports_no_other() -> None:
+    code = (
+        "import sys; from pipeline.engines.build import build_engine; from pipeline.engines.spec import parse_spec\n"
+        "build_engine(parse_spec('http://a/v1')); print('vllm' in sys.modules, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "False"]
+
+
+def test_a_missing_script_is_named() -> None:
+    spec = parse_spec("scripted:/nowhere/answers.jsonl")
+    assert spec is not None
+    with pytest.raises(UserError, match=r"/nowhere/answers\.jsonl"):
+        build_engine(spec)
