@@ -53,8 +53,8 @@ class Table(NamedTuple):
         """A valid table."""
         first, last = [self.silence] * len(self.streams), [self.silence] * len(self.streams)
         if self.opens is not None:
-            first[self.opens] = "Hello."
-        last[self.closes] = "Hello!"
+            first[self.opens] = "Hi"
+        last[self.closes] = "Hi"
         return "\n".join([self.header, "|".join(first), "|".join(last)])
 
     @property
