@@ -6,9 +6,11 @@ Models run on plain torch here: the kernels have tests of their own, and the int
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Train, trainer
 from running import ROOT, Ran, pipeline
 from tiny import decoder
@@ -20,6 +22,15 @@ from trainer.attention import op
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the fixture of the same name one folder up."""
     monkeypatch.setattr(op, "launch", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow where others compute too; and processes of their own have one as well."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

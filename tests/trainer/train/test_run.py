@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import Train
+from commands import Train, metrics
 from commands import trainer as command_line
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,11 +22,6 @@ from trainer.decode import Decoder
 from trainer.model import description
 from trainer.model.build import build
 from trainer.model.vocabulary import tables
-
-
-def metrics(run: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
-    with (run / name).open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
