@@ -28,7 +28,7 @@ from pipeline.layout import Layout
 from pipeline.plan.edges import Edges
 from pipeline.plan.plan import Dependency, Segment
 from pipeline.read.conversation import Part
-from pipeline.teach.data import Plain
+from pipeline.teach.data import Plain, harmless
 from pipeline.teach.prompts import Prompt
 from pipeline.teach.protocol import Ask
 
@@ -176,7 +176,7 @@ class Thread:
         """
         self._check(after)
         value, text = await ask(self._messages, constraint, parse, max_tokens=max_tokens, example=example)
-        self._messages.append(Message("assistant", text))
+        self._messages.append(Message("assistant", harmless(text)))
         self._after = after
         return value
 
