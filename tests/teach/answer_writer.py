@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import sys
+from pathlib import Path
 
 from pipeline.engines.protocol import Answer, Message, Model, Request
 from pipeline.teach.answer_line import Question, question
@@ -26,6 +27,7 @@ def asked(number: int) -> Question:
 async def main(location: str, seed: int, count: int) -> None:
     """Work through all questions in an order of one's own, some at a time."""
     store = AnswerStore(location)
+    Path(f"{location}-ready-{os.getpid()}").touch()
     sys.stdin.read()
     numbers = list(range(count))
     random.Random(seed).shuffle(numbers)
