@@ -1,0 +1,130 @@
+"""What a user can do wrong, and what the trainer says: the option, what is wrong, what to do; never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Train, metrics
+from tiny import decoder
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from trainer.step import Stepper
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set=optimizer.learnin_rate=1"], "optimizer.learnin_rate: no such option; known are learning_rate"),
+        (["--set=optimiser.clip=1"], "optimiser: no such option; known are dataset, data, model, optimizer, run, seed"),
+        (["--set=optimizer.clip=much"], "optimizer.clip: 'much': must be a number"),
+        (["--set=optimizer.clip=-1"], "optimizer.clip: -1.0: must be at least 0"),
+        (
+            ["--set=optimizer.schedule=linear"],
+            "optimizer.schedule: 'linear': must be one of constant, cosine, cooldown",
+        ),
+        (["--set=data.cells=1.5"], "data.cells: 1.5: must be a whole number"),
+        (["--set=model.compile=1"], "model.compile: 1: must be true or false"),
+        (["--set=run.log=mlflow"], "run.log: mlflow: must be tensorboard or wandb"),
+        (["--set=data.silence=loud"], "silence: 'loud': must be one of skip, keys"),
+        (["--set=data.streams=[user,outputs]"], "outputs: no such stream; the dataset has user, think, output"),
+        (["--set=data"], "--set data: must be KEY=VALUE"),
+        (["--max-steps", "0"], "run.max_steps: 0: must be at least 1"),
+        (["--config", "none.yaml"], "--config none.yaml: No such file"),
+        (["--model", "./nothing"], "--model ./nothing: no such directory"),
+        (["--data", "nothing"], "nothing: no dataset"),
+        (["--device", "tpux"], "--device tpux: no such device"),
+        (["--set=data.cells=20", "--set=data.too_long=error"], "conversations do not fit into 20 positions"),
+        (["--set=data.cells=2"], "no conversation fits"),
+        (["--set=model.tune=lora", "--set=model.lora_targets=[nothing]"], "model.lora_targets: nothing: "),
+    ],
+)
+def test_options(small: list[str], command: Train, tmp_path: Path, options: list[str], message: str) -> None:
+    ran = command(*small, "--out", tmp_path / "run", "--max-steps", "1", *options)
+    assert ran.code == 2 and message in ran.output, ran.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(small: list[str], command: Train, tmp_path: Path) -> None:
+    ran = command(*small, "--out", tmp_path / "run", "--device", "cuda")
+    assert ran.code == 2 and "torch finds no GPU" in ran.output
+
+
+def test_a_file_is_named_with_its_key(small: list[str], command: Train, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optimizer: {learning_rate: 1e-4}\nrun: {save_evry: 3}\n")
+    ran = command(*small, "--out", tmp_path / "run", "--config", file)
+    assert ran.code == 2 and f"{file}: run.save_evry: no such option" in ran.output
+    file.write_text("a: [")
+    ran = command(*small, "--out", tmp_path / "run", "--config", file)
+    assert ran.code == 2 and "no valid YAML" in ran.output
+    for missing, words in (("--data", "no dataset: give --data"), ("--model", "no model: give --model")):
+        place = small.index(missing)
+        ran = command(*small[:place], *small[place + 2 :], "--out", tmp_path / "run")
+        assert ran.code == 2 and words in ran.output
+
+
+def test_models_that_do_not_fit(small: list[str], command: Train, grids: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    decoder(vocabulary=100).save_pretrained(tmp_path / "few")
+    ran = command(*small, "--out", out, "--model", tmp_path / "few")
+    assert ran.code == 2 and "has 8192 tokens and the model only 100" in ran.output
+
+    document = json.loads((grids / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    decoder(vocabulary=8256).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(document))
+    ran = command(*small, "--out", out, "--model", tmp_path / "other")
+    assert ran.code == 2 and "2 of 8192 tokens have other ids" in ran.output
+
+    shape = decoder(vocabulary=8256).config
+    windowed = MistralConfig(
+        vocab_size=8256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=shape.max_position_embeddings, sliding_window=64,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(windowed).save_pretrained(tmp_path / "windowed")
+    ran = command(*small, "--out", out, "--model", tmp_path / "windowed")
+    assert ran.code == 2 and "wants a sliding window" in ran.output
+
+    (tmp_path / "empty").mkdir()
+    ran = command(*small, "--out", out, "--model", tmp_path / "empty")
+    assert ran.code == 2 and "not a decoder that transformers opens" in ran.output
+    assert not out.exists()
+
+
+def test_a_dataset_without_conversations(small: list[str], command: Train, grids: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    shutil.copytree(grids, empty)
+    manifest = json.loads((empty / "dataset.json").read_text())
+    manifest["shards"] = []
+    manifest["counts"]["rows"] = 0
+    (empty / "dataset.json").write_text(json.dumps(manifest))
+    ran = command(*small, "--out", tmp_path / "run", "--data", empty)
+    assert ran.code == 2 and "holds no conversations" in ran.output
+
+
+def test_a_loss_that_is_not_finite(small: list[str], command: Train, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--max-steps", "30", "--save-every", "1", "--set=optimizer.learning_rate=1e30"]
+    ran = command(*small, "--out", out, *options)
+    assert ran.code == 2 and "not finite" in ran.output and "learning_rate lower" in ran.output, ran.output
+    assert "Rows of the dataset in this step: [" in ran.output
+    steps = [int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir()]
+    assert max(steps) == len(metrics(out)) < 30 and f"step {max(steps) + 1}: " in ran.output
+
+
+def test_memory_that_is_not_enough(
+    small: list[str], command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.\nMore.")
+
+    monkeypatch.setattr(Stepper, "step", full)
+    ran = command(*small, "--out", tmp_path / "run")
+    assert ran.code == 2 and "Tried to allocate 8 GiB" in ran.output and "model.checkpointing: true" in ran.output
