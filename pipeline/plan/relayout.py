@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pipeline.errors import Reason, Rejected
 from pipeline.layout import DROP, REJECT, Layout
 from pipeline.plan.edges import streams_for
-from pipeline.plan.plan import Dependency, Segment, check_plan
+from pipeline.plan.plan import Dependency, Segment, check_plan, replaces
 from pipeline.read.conversation import Part
 
 #: For a stream, the newest of its segments that has ended, and so all before it: a vector clock.
@@ -38,7 +38,7 @@ def relayout(segments: list[Segment], recorded: Sequence[Part], old: Layout, new
     lacking = {
         part.role for part in recorded if old.roles[part.role] in (DROP, REJECT) and new.roles[part.role] != DROP
     }
-    if lacking:
+    if lacking and not replaces(segments):
         roles = " and ".join(sorted(lacking))
         raise Rejected(
             Reason.PLAN_INVALID, f"the plan was made without {roles} parts, which this layout keeps; plan again"

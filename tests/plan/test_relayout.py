@@ -185,6 +185,12 @@ def test_generated_text_stays_in_its_stream() -> None:
         relayout(plan, TURN, audit, CHAT_2)
 
 
+def test_a_plan_that_replaces_its_conversation_asks_nothing_of_its_parts() -> None:
+    """It was made for a layout that drops thoughts; that there are recorded ones is no reason to plan again."""
+    plan = [Segment("user", -1, 0, 0, "Hey."), Segment("output", -1, 0, 0, "Ho.", ((0, None),))]
+    assert relayout(plan, TURN, CHAT_2, CHAT_3) == plan
+
+
 @pytest.mark.parametrize(
     ("plan", "old", "said"),
     [

@@ -36,7 +36,11 @@ BLINKERED = layout(
     roles={"system": "system", "user": "user", "think": "think", "answer": "out", "call": "out", "result": "tool"},
     visibility={"system": [], "user": [], "think": ["user"], "out": ["user", "tool"], "tool": []},
 )  # fmt: skip
-LAYOUTS = {"agent": AGENT, "blinkered": BLINKERED}
+SHARED = layout(
+    "in:input", "out:output",
+    roles={"system": "in", "user": "in", "think": "out", "answer": "out", "call": "out", "result": "in"},
+)  # fmt: skip
+LAYOUTS = {"agent": AGENT, "blinkered": BLINKERED, "shared": SHARED}
 
 
 def given_answers(*answers: Sequence[int]) -> Callable[[Sequence[Message], Constraint], str]:

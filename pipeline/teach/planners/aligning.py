@@ -58,8 +58,9 @@ class Aligner:
             {
                 "role": Plain(inputs[group.start].role),
                 "text": "".join(piece.text for piece in inputs[group.start : group.stop]),
+                "number": number,
             }
-            for group in groups
+            for number, group in enumerate(groups, 1)
         ]
         needs: list[int] = []
         shown: list[dict[str, Any]] = []
