@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.local_model import model_of
+from pipeline.engines.parent import WATCH
 from pipeline.engines.protocol import Answer, EngineLost, Model, Request, RequestRefused
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
@@ -32,6 +33,7 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     # a fork would take over locks that other threads of this process hold just then
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    WATCH: "1",
 }
 #: Unless an engine argument says otherwise.
 _DEFAULTS: dict[str, Any] = {
