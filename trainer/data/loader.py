@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -222,21 +222,34 @@ class Loader:
         fills = [self.silence_id, 0, 0, -1, False, NO_TARGET, 0, 0]
         size = self._options.cells
         padded = [_padded(c, bounds, len(wanted), size, f) for c, f in zip(columns, fills, strict=True)]
+        indices: Sequence[Index | None] = self._indices(padded) if self._with_index else [None] * len(wanted)
         batches = []
-        for number in range(len(wanted)):
+        for number, index in enumerate(indices):
             ids, streams, positions, doc, silent, targets, weights, kinds = (column[number] for column in padded)
             numbers = own.items[slice(*own.offsets[number : number + 2])] if number < len(own) else own.items[:0]
-            batch = Batch(
-                ids, streams, positions, positions, doc, silent, targets, weights, kinds, len(numbers), numbers
+            batches.append(
+                Batch(
+                    ids,
+                    streams,
+                    positions,
+                    positions,
+                    doc,
+                    silent,
+                    targets,
+                    weights,
+                    kinds,
+                    len(numbers),
+                    numbers,
+                    index,
+                )
             )
-            batches.append(batch._replace(attention=self._index(batch)) if self._with_index else batch)
         return batches
 
-    def _index(self, batch: Batch) -> Index:
-        from trainer.attention import build_index
+    def _indices(self, padded: list[NDArray[Any]]) -> Sequence[Index | None]:
+        from trainer.attention.index import build_indices
 
-        silent = batch.silent if self._rules.silence == "skip" else None
-        return build_index(batch.rows, batch.streams, batch.docs, silent, self.visibility)
+        _, streams, rows, docs, silent, *_ = padded
+        return build_indices(rows, streams, docs, silent if self._rules.silence == "skip" else None, self.visibility)
 
     def _usable(self) -> tuple[Integers, int]:
         """The rows of the dataset that are trained with, and how many are too long. Raises UserError."""

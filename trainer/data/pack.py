@@ -4,11 +4,14 @@ Best-fit decreasing: the longest first, each into the pack that it leaves the le
 conversations of the epoch's order, so that the order stays random and the work stays small. What ends up in the emptiest
 pack of a chunk goes on into the next: without that, every chunk would leave one pack half empty, which is 4 % of padding
 where a chunk fills a dozen packs.
+
+Padding is below 1 % where the mean length is at most S/4 and lengths differ as those of conversations do. Lengths that are
+all alike pad what they must: where all are above S/5 and below S/4, four fit and the rest stays empty.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,20 +71,18 @@ def _best_fit(lengths: list[int], size: int) -> tuple[list[int], list[int]]:
     """The pack of every item, and the room left in every pack. ``lengths`` are descending."""
     pack_of: list[int] = []
     room_of: list[int] = []
-    rooms: list[int] = []  # of the packs that another item may still fit into, ascending
-    packs: list[int] = []  # their numbers
+    open_packs: list[int] = []  # room · 2^32 + number of the packs that another item may still fit into, ascending
     shortest = lengths[-1]
     for length in lengths:
-        place = bisect_left(rooms, length)
-        if place < len(rooms):
-            room, number = rooms.pop(place) - length, packs.pop(place)
+        place = bisect_left(open_packs, length << 32)
+        if place < len(open_packs):
+            number = open_packs.pop(place) & 0xFFFFFFFF
+            room = room_of[number] - length
             room_of[number] = room
         else:
-            room, number = size - length, len(room_of)
+            number, room = len(room_of), size - length
             room_of.append(room)
         pack_of.append(number)
         if room >= shortest:
-            place = bisect_left(rooms, room)
-            rooms.insert(place, room)
-            packs.insert(place, number)
+            insort(open_packs, (room << 32) + number)
     return pack_of, room_of

@@ -299,12 +299,14 @@ def test_windows_and_copies_of_one_conversation_are_held_out_together(tmp_path: 
 
 
 def test_the_padding_is_logged_and_small(agents: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dataset = convert("--input", write_lines(tmp_path / "a.jsonl", 1500), out=tmp_path / "grids")
+    for words in (8, 40, 150):  # 95 to 170, 250 to 320 and 850 to 900 cells
+        write_lines(tmp_path / "corpus" / f"{words}.jsonl", 600, words)
+    dataset = convert("--input", tmp_path / "corpus", out=tmp_path / "grids")
     caplog.set_level(logging.INFO, "trainer.data")
     packing = Loader(dataset, options()).packing(0)
     assert packing.cells / packing.conversations <= SIZE / 4
     assert packing.padding < 0.01
-    assert f"1500 conversations in {packing.packs} packs of {SIZE}" in caplog.text
+    assert f"1800 conversations in {packing.packs} packs of {SIZE}" in caplog.text
     assert f"{100 * packing.padding:.2f} % padding" in caplog.text
     caplog.clear()
     Loader(agents, options())
