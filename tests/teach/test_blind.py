@@ -16,6 +16,7 @@ from teaching import MARK, Call, chances, lengths_of, marked, of_marks, rows, sa
 
 from pipeline.engines.protocol import Constraint, Message
 from pipeline.errors import UserError
+from pipeline.grid.tokens import Tokenizer
 from pipeline.layout import Layout
 from pipeline.layout_file import load_layout
 from pipeline.plan.plan import Segment
@@ -213,6 +214,14 @@ def test_recorded_thoughts_keep_place_and_order() -> None:
 def test_a_wrong_answer_is_refused_in_words_for_the_model(answer: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         teach("blind", CHAT, TALK, lambda messages, constraint: answer)
+
+
+@pytest.mark.parametrize("character", ["a", "7", "ß", "Я", "日", "가", "\ua9c0", "'", " "])
+def test_no_valid_answer_is_cut(tokenizer: Tokenizer, character: str) -> None:
+    """The longest thoughts there may be, in a script that takes up to three tokens for a character."""
+    longest = json.dumps({"thoughts": [character * 160] * 3}, ensure_ascii=False)
+    _, calls = teach("blind", CHAT, TALK, lambda messages, constraint: longest)
+    assert len(tokenizer.encode([longest])[0]) < calls[0].max_tokens
 
 
 def test_a_thought_is_one_line_and_a_blank_one_is_none() -> None:

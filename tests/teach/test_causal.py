@@ -26,6 +26,10 @@ from pipeline.teach.prompts import load_prompt
 
 AGENT = load_layout("agent")
 CHAT = load_layout("chat-think-3")
+AGENT_ONE_LANE = layout(
+    "user:input", "tool:input", "think:internal", "out:output",
+    roles={"user": "user", "think": "think", "answer": "out", "call": "out", "result": "tool"},
+)  # fmt: skip
 NOTHING = Constraint("json", {})
 
 
@@ -72,9 +76,10 @@ def thread_after(parts: Sequence[Part], shown_layout: Any = CHAT, stream: str = 
 TALK = [Part("user", "Hello", 0), Part("answer", "Hi", 1), Part("user", "And?", 2), Part("answer", "So.", 3)]
 
 
-def ask(thread: Thread, after: int) -> Any:
+def ask(thread: Thread, after: int | tuple[Any, ...]) -> Any:
     teacher = Teacher(lambda messages, constraint: "x")
-    said = asyncio.run(thread.ask(teacher, ((after, None),), NOTHING, lambda text: text, max_tokens=9, example="x"))
+    place = ((after, None),) if isinstance(after, int) else after
+    said = asyncio.run(thread.ask(teacher, place, NOTHING, lambda text: text, max_tokens=9, example="x"))
     assert len(teacher.calls) == 1
     return said
 
@@ -146,6 +151,18 @@ def test_generated_text_stands_where_it_was_checked() -> None:
     number = thread.say("a thought", thought=True)
     assert edges.segments[number] == Segment("think", -1, 0, 0, "a thought", ((0, None),))
     assert thread.news(((2, None),))[-1].segment == 2  # what it said itself is no news: its own answer holds it
+
+
+def test_what_has_been_read_once_is_known_from_then_on() -> None:
+    """A user who does not wait for a tool may come before its result; a thought on what they say, made by a teacher who
+    has read the result, may not."""
+    parts = [Part("user", "a", 0), Part("call", "c", 1), Part("result", "r", 2, 1), Part("user", "d", 3)]
+    thread, edges = thread_after(parts, AGENT_ONE_LANE)
+    for read, after in ((0, ((0, None),)), (2, ((2, None),)), (3, ((3, None), (2, None)))):
+        assert thread.after(read) == after
+        thread.tell("read.jinja", news=thread.news(after))
+        ask(thread, after)
+    assert Order(edges.segments).ended("think", ((3, None),)).get("tool") is None
 
 
 def test_half_a_segment_is_not_all_of_it() -> None:
