@@ -11,7 +11,6 @@ Beside it, ``blind`` on the same conversations: the share of prompt tokens that 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import sys
 import tempfile

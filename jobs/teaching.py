@@ -23,7 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
 from pipeline.teach.counters import Counters
-from pipeline.teach.shard import ShardTeacher
+from pipeline.teach.shard import ShardTeacher, probe_for
 
 #: Shards that one worker plans at a time.
 SHARDS_AT_ONCE = 2
@@ -70,6 +70,7 @@ class Teacher:
             model=setup.model,
             concurrency=spec.concurrency,
             timeout=spec.timeout,
+            probe=probe_for(recipe),
         )
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
 

@@ -25,7 +25,7 @@ from pipeline.recipe import Recipe
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
 from pipeline.teach.recorder import PromptRecorder
-from pipeline.teach.shard import ShardTeacher, parts_to_plan, teaching_planner
+from pipeline.teach.shard import ShardTeacher, parts_to_plan, probe_for, teaching_planner
 
 
 class PreviewTeacher:
@@ -49,6 +49,7 @@ class PreviewTeacher:
             model=self._runner.run(identify(spec)),
             concurrency=spec.concurrency,
             timeout=spec.timeout,
+            probe=probe_for(recipe),
         )
         self._watches: dict[str, Watch] = {}
         self._plans: dict[str, Plan | Rejected] = {}

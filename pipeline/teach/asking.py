@@ -8,7 +8,7 @@ shows in counters only: an answer that is given out is always the one that the s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -31,6 +31,10 @@ _SUSPICIOUS, _GUILTY = 3, 3
 
 #: The longest pause between two starts of a lost engine, in seconds.
 _LONGEST_PAUSE = 30.0
+
+
+#: Looks at an engine that has just started; the kinds of constraint that bind.
+Probe = Callable[[Engine, Model], Awaitable[frozenset[str]]]
 
 
 class Given(NamedTuple):
@@ -65,11 +69,14 @@ class Asker:
         timeout: float | None = None,
         losses: int = 8,
         pause: float = 0.5,
+        probe: Probe | None = None,
     ) -> None:
         """``model``: what will answer, where that is known before the engine is started; then the engine is started
         when the store lacks an answer, and a replay needs none. ``concurrency``: the most requests in flight.
         ``timeout``: seconds after which an engine that has not answered a request counts as lost. ``losses``: how often
         it may be lost without an answer in between; ``pause``: seconds before the first new start, doubled each time.
+        ``probe`` looks at the engine when it has started for the first time, and says which constraints bind; others are
+        not sent: planners check every answer anyway.
         """
         self.meter = Meter()
         self.settings = settings
@@ -80,6 +87,9 @@ class Asker:
         self._timeout = timeout
         self._losses = losses
         self._pause = pause
+        self._probe = probe
+        #: The kinds of constraint that bind; None: all.
+        self._binding: frozenset[str] | None = None
         self._slots = asyncio.Semaphore(concurrency)
         self._alone = asyncio.Lock()
         self._flights: dict[str, _Flight] = {}
@@ -173,7 +183,7 @@ class Asker:
                 self.meter.begin()
                 try:
                     async with asyncio.timeout(self._timeout):
-                        answer = await self._engine.ask(request)
+                        answer = await self._engine.ask(self._as_can_be_asked(request))
                     if answer.finish_reason not in _GIVEN_UP:
                         self._lost = 0
                         return answer
@@ -239,16 +249,25 @@ class Asker:
                     await asyncio.sleep(min(self._pause * 2 ** (self._lost - 1), _LONGEST_PAUSE))
                 try:
                     model = await self._engine.start()
+                    self._check(model)
+                    if self._probe is not None and self._binding is None:
+                        self._binding = await self._probe(self._engine, model)
                 except EngineLost as error:
                     self._lost += 1
                     self._why = str(error)
                     continue
-                self._check(model)
                 self._turn += 1
                 self._up = True
                 return
         finally:
             self._starting = None
+
+    def _as_can_be_asked(self, request: Request) -> Request:
+        """The request without a constraint that this engine takes and ignores, or refuses."""
+        constraint = request.constraint
+        if constraint is None or self._binding is None or constraint.kind in self._binding:
+            return request
+        return msgspec.structs.replace(request, constraint=None)
 
     def _check(self, model: Model) -> None:
         expected = self._model

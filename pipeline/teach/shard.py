@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from pipeline.engines.probe import Kind, probe
+from pipeline.engines.protocol import Engine, Model
 from pipeline.errors import Rejected
 from pipeline.plan.plan import Plan, Plans, Provenance
 from pipeline.plan.route import route
@@ -13,7 +15,11 @@ from pipeline.read.containers import Record
 from pipeline.read.conversation import Part
 from pipeline.read.parse import read_conversation
 from pipeline.recipe import Recipe, find_planner
+from pipeline.teach.asking import Probe
 from pipeline.teach.protocol import Ask, TeachingPlanner
+
+#: Fewer than most tokenizers have in English: what is reckoned with it is no more than what is needed.
+_CHARACTERS_PER_TOKEN = 5
 
 
 class Witness(Ask, Protocol):
@@ -77,6 +83,21 @@ def teaching_planner(recipe: Recipe) -> TeachingPlanner:
     module = find_planner(recipe.planner)
     planner: TeachingPlanner = module.Planner(recipe.layout, module.Options(**recipe.options), recipe.prompt)
     return planner
+
+
+def probe_for(recipe: Recipe) -> Probe:
+    """What a recipe needs of an engine: constraints that bind, and room for at least the prompt's own text."""
+    module = find_planner(recipe.planner)
+    assert recipe.prompt is not None and recipe.teacher is not None
+    tokens = sum(map(len, recipe.prompt.templates.values())) // _CHARACTERS_PER_TOKEN
+    template = recipe.teacher.template
+
+    async def look(engine: Engine, model: Model) -> frozenset[str]:
+        needs: tuple[Kind, ...] = getattr(module, "NEEDS", ("json",))
+        wishes: tuple[Kind, ...] = getattr(module, "WISHES", ())
+        return await probe(engine, model, required=needs, wished=wishes, tokens=tokens, template=template)
+
+    return look
 
 
 def parts_to_plan(recipe: Recipe, format_name: str, record: Record) -> list[Part] | None:

@@ -29,6 +29,10 @@ from pipeline.teach.protocol import Ask
 
 PROMPT = "table"
 
+#: Tables are parsed strictly; where the engine knows grammars, nothing else can be written.
+NEEDS = ()
+WISHES = ("grammar",)
+
 #: Its plans stand in place of the conversation, so a record may hold nothing that a model wrote: a topic is enough.
 REPLACES = True
 
