@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import logging
 import os
 import time
 from contextlib import suppress
@@ -31,6 +32,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # of its processes, about its own code
     # a fork would take over locks that other threads of this process hold just then
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     WATCH: "1",
@@ -267,6 +269,8 @@ def _check_arguments(spec: EngineSpec) -> dict[str, Any]:
     """The arguments of vLLM's engine: the user's over our defaults."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # until vLLM sets up its logging, which is later than its first words
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import ROOT
 
 from pipeline.engines.build import build_engine
 from pipeline.engines.spec import EngineSpec, parse_spec
@@ -106,3 +107,16 @@ def test_a_missing_script_is_named() -> None:
     assert spec is not None
     with pytest.raises(UserError, match=r"/nowhere/answers\.jsonl"):
         build_engine(spec)
+
+
+def test_where_vllm_is_missing_the_summary_says_what_was_not_tested() -> None:
+    code = (
+        "import importlib.util as util, sys; find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'vllm' else find(name, *rest)\n"
+        "import pytest; sys.exit(pytest.main([*sys.argv[1:], '-p', 'no:cacheprovider']))"
+    )
+    test = "tests/engines/test_vllm.py::test_a_seed_draws_the_same_answer_again"
+    ran = subprocess.run([sys.executable, "-c", code, test], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    [line] = [line for line in ran.stdout.splitlines() if "NOT tested" in line]
+    assert "vllm" in line and "1 skipped" in ran.stdout
