@@ -105,16 +105,15 @@ def _build(
     bounds = [[0] for _ in range(sequences)]
     queries = [0] * sequences  # before this class
     for asks, answers in classes:
-        query, asked_before = _compact(asks, row.size)
-        key, answered_before = _compact(answers, row.size)
         # What holds for one cell of a row, or of a doc, holds for all of them.
-        asked_before_doc, answered_before_doc = asked_before[doc_bounds], answered_before[doc_bounds]
-        asked_before_row, answered_before_row = asked_before[row_bounds], answered_before[row_bounds]
+        query, asked, asked_before_doc, asked_before_row = _compact(asks, row.size, size, doc_bounds, row_bounds)
+        key, answered, answered_before_doc, answered_before_row = _compact(
+            answers, row.size, size, doc_bounds, row_bounds
+        )
         asked_in_doc, answered_in_doc = _differences(asked_before_doc), _differences(answered_before_doc)
         asked_in_row, answered_in_row = _differences(asked_before_row), _differences(answered_before_row)
         lo, hi = answered_before_doc[:-1].repeat(asked_in_doc), answered_before_row[:-1].repeat(asked_in_row)
         seen_lo, seen_hi = asked_before_row[1:].repeat(answered_in_row), asked_before_doc[1:].repeat(answered_in_doc)
-        asked, answered = asked_before[::size].tolist(), answered_before[::size].tolist()
         for number in range(sequences):
             if asked[number] == asked[number + 1]:
                 continue  # nobody of this class is in this sequence
@@ -202,14 +201,16 @@ def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[Cl
     return classes
 
 
-def _compact(chosen: Bools | None, cells: int) -> tuple[Ints, Ints]:
-    """The chosen cells in order, and how many of them stand before every cell and before the end, int32 [S + 1]."""
+def _compact(
+    chosen: Bools | None, cells: int, size: int, doc_bounds: Ints, row_bounds: Ints
+) -> tuple[Ints, list[int], Ints, Ints]:
+    """The chosen cells in order, and how many of them stand before every sequence, doc and row, and before the end."""
     if chosen is None:
-        count = np.arange(cells + 1, dtype=np.int32)
-        return count[:-1], count
+        own = np.arange(cells, dtype=np.int32)
+        return own, list(range(0, cells + 1, size)), doc_bounds.astype(np.int32), row_bounds.astype(np.int32)
     before = np.zeros(cells + 1, dtype=np.int32)
     np.cumsum(chosen, out=before[1:])
-    return chosen.nonzero()[0].astype(np.int32), before
+    return chosen.nonzero()[0].astype(np.int32), before[::size].tolist(), before[doc_bounds], before[row_bounds]
 
 
 def _differences(values: Ints) -> Ints:

@@ -108,12 +108,12 @@ def make_cells(given: Conversations, rules: Rules, seed: int, epoch: int) -> Cel
     dense = _dense(given, rules, first_cell)
 
     silences = _silences(given, rules)
-    conversation, stream, row = _sampled(given, silences, rules, seed, epoch)
-    sampled = first_cell[conversation] + row * width + stream
+    conversation, number, row = _sampled(given, silences, rules, seed, epoch)
+    sampled = first_cell[conversation] + row * width + number
     if rules.silence == "skip":
         exists = dense >= 0
-        conversation, stream, row = silences.starts
-        exists[first_cell[conversation] + row * width + stream] = True
+        conversation, number, row = silences.starts
+        exists[first_cell[conversation] + row * width + number] = True
         exists[sampled] = True
     else:
         exists = np.ones(dense.size, np.bool_)
@@ -123,23 +123,30 @@ def make_cells(given: Conversations, rules: Rules, seed: int, epoch: int) -> Cel
     lengths = np.diff(np.searchsorted(place, first_cell))
 
     own, following = (np.take(dense, at, mode="clip") for at in (place, place + width))
-    flat_row = place.astype(np.int32) // np.int32(width)
-    stream32 = place.astype(np.int32) - flat_row * np.int32(width)
-    position = flat_row - np.repeat((first_cell[:-1] // width).astype(np.int32), lengths)
+    stream = place.astype(np.int32)
+    position = stream // np.int32(width)
+    stream -= position * np.int32(width)
+    position -= (first_cell[:-1] // width).astype(np.int32).repeat(lengths)
 
+    # In place wherever it goes: what is allocated anew is paid for page by page.
     silent, stays_silent = own < 0, following < 0
-    code = stream32 * 8 + (silent.view(np.int8) * np.int8(2) + stays_silent.view(np.int8))
+    code = stream * np.int32(8)
+    code += silent.view(np.int8) * np.int8(2)
+    code += stays_silent.view(np.int8)
     code += (following == _NOTHING).view(np.int8) * np.int8(4)
-    kinds, weights = (np.take(table, code) for table in _tables(streams))
+    kind_of, weight_of = _tables(streams)
+    kinds, weights = np.take(kind_of, code, mode="clip"), np.take(weight_of, code, mode="clip")
     if rules.rate < 1:
-        _weigh_sampled(kinds, weights, place, sampled, lengths, stream32, silences, rules)
-    trained = (kinds != Kind.NONE).view(np.int8)
+        _weigh_sampled(kinds, weights, place, sampled, lengths, stream, silences, rules)
     fill = np.int32(streams.silence_id - _SILENT)
-    targets = (following + stays_silent * fill) * trained + (1 - trained) * np.int32(NO_TARGET)
-    own += silent * fill
+    np.multiply(silent, fill, out=code)
+    own += code
+    np.multiply(stays_silent, fill, out=code)
+    following += code
+    np.copyto(following, np.int32(NO_TARGET), where=kinds == Kind.NONE)
     if rules.silence == "keys":
         silent = np.zeros(len(place), np.bool_)
-    return Cells(own, stream32, position, silent, targets, weights, kinds, lengths)
+    return Cells(own, stream, position, silent, following, weights, kinds, lengths)
 
 
 def _dense(given: Conversations, rules: Rules, first_cell: Integers) -> NDArray[np.int32]:
