@@ -30,6 +30,8 @@ from pipeline.errors import UserError
 Dialect = Literal["vllm", "openai"]
 
 _CONNECT_SECONDS = 10.0
+#: A request that no server answered in time is sent once more, not as often as one that failed at once.
+_TIMEOUTS = 2
 _MOST_BYTES = 64 << 20
 _LONGEST_PAUSE = 300.0
 _AGAIN = frozenset({408, 409, 425, 429})
@@ -166,8 +168,12 @@ class HttpEngine:
 
     async def _persist(self, session: aiohttp.ClientSession, path: str, body: bytes) -> Answer:
         """Send until there is an answer, at most as often as may be."""
-        waits = 0
-        for _ in range(self._tries):
+        sent = waits = timeouts = 0
+        while sent < self._tries and timeouts < _TIMEOUTS:
+            if sent and not self._balancer.has_awake():
+                waits += 1
+                await self._wait(waits)
+            sent += 1
             server = self._balancer.choose()
             while closed := self._balancer.seconds_closed(server):
                 await asyncio.sleep(closed + self._jitter.uniform(0.0, self._first_wait))
@@ -176,17 +182,15 @@ class HttpEngine:
             try:
                 answer = await self._send(session, server, path, body)
             except _Failed as failed:
-                lost = f"{server.url}: {failed}"
+                lost, in_vain = f"{server.url}: {failed}", failed.timed_out
                 (self._balancer.refused if failed.server_is_there else self._balancer.failed)(server, failed.pause)
             else:
                 self._balancer.succeeded(server)
                 return answer
             finally:
                 server.in_flight -= 1
-            if not self._balancer.has_awake():
-                waits += 1
-                await self._wait(waits)
-        raise EngineLost(f"{lost} (sent {self._tries} times)")
+            timeouts += in_vain
+        raise EngineLost(f"{lost} (sent {sent} times)")
 
     async def _wait(self, times: int) -> None:
         longest = min(self._longest_wait, self._first_wait * 2 ** min(times, 16))
@@ -199,8 +203,10 @@ class HttpEngine:
             async with session.post(server.url + path, data=body, headers=headers, allow_redirects=False) as response:
                 said = await _read(response)
                 status, pause = response.status, _pause(response.headers.get("Retry-After"))
+        except aiohttp.ConnectionTimeoutError:
+            raise _Failed(f"no connection within {_CONNECT_SECONDS:g} s") from None
         except TimeoutError:
-            raise _Failed(f"no answer within {self._spec.timeout:g} s") from None
+            raise _Failed(f"no answer within {self._spec.timeout:g} s", timed_out=True) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _Failed(self._describe(error)) from None
         if status == 200:
@@ -230,11 +236,12 @@ class HttpEngine:
 class _Failed(Exception):
     """It did not go well this time."""
 
-    def __init__(self, why: str, pause: float = 0.0, *, server_is_there: bool = False) -> None:
+    def __init__(self, why: str, pause: float = 0.0, *, server_is_there: bool = False, timed_out: bool = False) -> None:
         super().__init__(why)
         #: Seconds that the server asks for.
         self.pause = pause
         self.server_is_there = server_is_there
+        self.timed_out = timed_out
 
 
 # What servers send, as far as it is used. Anything else in it is ignored; a wrong type is a failure like any other.
