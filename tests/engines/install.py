@@ -7,9 +7,10 @@ works, and the tests name what they could not try.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -35,8 +36,9 @@ def _steps() -> list[list[str]]:
 
 
 def main() -> None:
-    """Install, unless there is one already."""
-    if importlib.util.find_spec("vllm"):
+    """Install what is missing. An ordinary vllm that is there already stays."""
+    with suppress(PackageNotFoundError):
+        version("vllm")
         return
     for step in _steps():
         ran = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *step], check=False)
