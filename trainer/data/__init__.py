@@ -9,7 +9,10 @@ How a trainer uses it::
     loader = Loader(dataset, DataOptions(cells=5120, packs_per_step=8), rank=0, world_size=2)
     loader.streams        # tuple of the chosen streams: .name, .kind, .loss, .silence_loss, in the order of batch.streams
     loader.visibility     # bool [C, C], row = who reads; None where all read all: what build_index takes
-    loader.steps(epoch)   # number of steps of an epoch
+    loader.silence_id     # token of silent cells and of padding
+    loader.steps(epoch)   # number of steps of an epoch; the same for every rank
+    loader.packing(epoch) # conversations, packs, steps, cells, and the share of padding; also logged
+    loader.dropped        # conversations that were too long, where options.too_long is 'drop'
     loader.load_state_dict(state)                                   # optional: go on from there
     for batches in loader:                                          # endless, epoch after epoch, prefetched
         ...               # list[Batch]: the packs_per_step / world_size packs of this rank

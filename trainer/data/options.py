@@ -24,7 +24,7 @@ class DataOptions:
     ``silence_loss``     weights of silence → silence by stream, times ``loss``, that replace the layout's; 0: never trained.
     ``silence``          ``skip``: a silent cell is nobody's key and exists only to be trained; ``keys``: all cells exist.
     ``virtual_rows``     a silent row before the first and one after the last; without them, the paper's behaviour.
-    ``silence_rate``     ρ: the share of silence → silence cells that is trained, with weights that make up for it.
+    ``silence_rate``     ρ: the share of silence → silence cells that is trained, with weights that make up for it; in both modes.
     ``too_long``         conversations of more than ``cells`` positions: ``error`` refuses the dataset, ``drop`` counts them.
     ``validation_share`` conversations held out, chosen by the hash of their raw record: the same ones for every seed.
     ``cache``            a folder for the decoded dataset; None: beside its files, or the user's cache folder.
