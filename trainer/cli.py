@@ -90,8 +90,13 @@ def train(
 
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-    for library in ("transformers", "torch", "httpx", "trainer.data"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    for library, level in {
+        "transformers": "ERROR",
+        "torch": "ERROR",
+        "httpx": "ERROR",
+        "trainer.data": "WARNING",
+    }.items():
+        logging.getLogger(library).setLevel(level)
     transformers.utils.logging.disable_progress_bar()
     try:
         run(settings, out, resume == "auto", device)

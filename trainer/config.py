@@ -122,8 +122,10 @@ class Config:
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True)
 
 
-#: What may change when a run goes on: nothing in it decides what is learnt.
+#: What may change when a run goes on: nothing in it decides what is learnt. The dataset may have moved; that it is the
+#: same one is what the loader checks.
 _FREE = {
+    "dataset",
     "run.save_every",
     "run.keep",
     "run.validate_every",

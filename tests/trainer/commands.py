@@ -37,8 +37,8 @@ def trainer(*arguments: str | Path) -> Ran:
     return Ran(code, output.getvalue())
 
 
-def start(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
-    """A command in a process of its own, or by torchrun in several; each with one thread."""
+def start(*arguments: str | Path, processes: int = 1, path: Path | None = None) -> subprocess.Popen[str]:
+    """A command in a process of its own, or by torchrun in several; each with one thread. ``path``: modules found first."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "trainer", *map(str, arguments)],
@@ -46,7 +46,7 @@ def start(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **({} if path is None else {"PYTHONPATH": str(path)})},
         start_new_session=True,
     )
 
