@@ -65,7 +65,6 @@ def test_the_trainer_needs_what_a_machine_that_only_trains_has(small: list[str],
         "peft",
         "matplotlib",
         "jsonschema_rs",
-        "zstandard",
         "aiohttp",
     )
     folder = tmp_path / "missing"
