@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -24,6 +25,11 @@ from typing import Any
 from unittest import mock
 
 import msgspec
+
+# One thread for the engine, one for the pipeline: vLLM's own threads wait for each other by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
 from common import HERE, median, parser, progress, records, report
 
 sys.path.insert(0, str(HERE.parent / "tests" / "engines"))
@@ -39,6 +45,7 @@ from pipeline.engines.spec import parse_spec
 from pipeline.grid.tokens import load_tokenizer
 from pipeline.read.inputs import resolve_inputs
 from pipeline.recipe import load_recipe
+from pipeline.teach.answer_line import question
 
 
 class Lent:
@@ -95,12 +102,12 @@ def convert(recipe: str, corpus: Path, out: Path, spec: Any, lent: Lent) -> tupl
     return summary, shown.seconds
 
 
-def accepted(asked: list[tuple[Request, Answer]], plans: Path) -> tuple[list[Request], int]:
-    """The requests whose answers were used, and the tokens of those answers. Nothing was retried if that is all."""
-    used = sum(len(plan["teacher"]["answers"]) for plan in read_plans(plans))
-    finished = [(request, answer) for request, answer in asked if answer.finish_reason == "stop"]
-    assert len(finished) == used, "answers were asked for again; the comparison would not be of the same requests"
-    return [request for request, _ in finished], sum(answer.output_tokens for _, answer in finished)
+def accepted(asked: list[tuple[Request, Answer]], model: Model, plans: Path) -> tuple[list[Request], int]:
+    """The requests whose answers were used, and the tokens of those answers."""
+    used = {given["key"] for plan in read_plans(plans) for given in plan["teacher"]["answers"]}
+    found = [(request, answer) for request, answer in asked if question(model, request).key in used]
+    assert len(found) == len(used), "a used answer was not asked for here"
+    return [request for request, _ in found], sum(answer.output_tokens for _, answer in found)
 
 
 def read_plans(folder: Path) -> Iterator[dict[str, Any]]:
@@ -133,13 +140,13 @@ def main() -> None:
             future: Future[Any] = asyncio.run_coroutine_threadsafe(work, loop)
             return future.result()
 
-        there(engine.start())
+        answering: Model = there(engine.start())
         ratios, ours, theirs = [], [], []
         for number in range(given.rounds):
             there(engine.forget_prefixes())
             lent = Lent(engine, loop)
             summary, seconds = convert("align", corpus, folder / f"align-{number}", spec, lent)
-            requests, tokens = accepted(lent.asked, folder / f"align-{number}" / "plans")
+            requests, tokens = accepted(lent.asked, answering, folder / f"align-{number}" / "plans")
             there(engine.forget_prefixes())
 
             async def batch(requests: list[Request] = requests) -> list[Answer]:

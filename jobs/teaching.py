@@ -28,6 +28,8 @@ from pipeline.teach.shard import ShardTeacher, probe_for
 #: Shards that one worker plans at a time.
 SHARDS_AT_ONCE = 2
 _GRACE_SECONDS = 20.0
+#: Engines find out by themselves what hangs, and try again; this is for one that does not.
+_PATIENCE = 3
 
 
 class TeacherSetup(NamedTuple):
@@ -37,6 +39,8 @@ class TeacherSetup(NamedTuple):
     #: What the run's identity says answers. An engine that turns out to hold another model is refused.
     model: Model
     answers: str
+    #: How many times the recipe's attempts a question may be asked.
+    rounds: int = 1
 
 
 class Taught(NamedTuple):
@@ -69,8 +73,9 @@ class Teacher:
             recipe.teacher,
             model=setup.model,
             concurrency=spec.concurrency,
-            timeout=spec.timeout,
+            timeout=_PATIENCE * spec.timeout,
             probe=probe_for(recipe),
+            rounds=setup.rounds,
         )
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
 

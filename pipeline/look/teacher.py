@@ -48,7 +48,6 @@ class PreviewTeacher:
             recipe.teacher,
             model=self._runner.run(identify(spec)),
             concurrency=spec.concurrency,
-            timeout=spec.timeout,
             probe=probe_for(recipe),
         )
         self._watches: dict[str, Watch] = {}
