@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jobs.run import RunOptions
+from jobs.run import ROUNDS, RunOptions
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.grid.tokens import Tokenizer
 from pipeline.read.inputs import InputFile, resolve_inputs
-from pipeline.recipe import from_manifest
+from pipeline.recipe import Recipe, from_manifest
 from pipeline.store import commit
 from pipeline.store.format import RUN, TOKENIZER, quarantine_path
 from pipeline.store.identity import identity_of
@@ -52,18 +52,36 @@ def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
     if made is not None and not shards_with_quarantine(made):
         raise UserError(f"{location}: nothing is in quarantine, so there is nothing to retry")
     about: dict[str, Any] = json.loads(run)
+    recipe = from_manifest(identity["recipe"], identity["layout"])
     return RunOptions(
         files=[_input(name, about["inputs"].get(name), location) for name in identity["inputs"]],
         out=location,
-        recipe=from_manifest(identity["recipe"], identity["layout"]),
+        recipe=recipe,
         tokenizer=Tokenizer(about["tokenizer"], identity["tokenizer"], tokenizer.decode()),
         plans=about.get("plans"),
         engine=_engine(about.get("engine")),
         answers=about.get("answers"),
+        rounds=_rounds(out, recipe),
         workers=workers,
         ray=ray,
         again=shards_with_quarantine,
     )
+
+
+def _rounds(out: Place, recipe: Recipe) -> int:
+    """One round of questions more than the records that are to be tried again have had: their answers are kept, and would
+    be as invalid as before. A retry that goes on has as many as when it began.
+    """
+    if recipe.teacher is None:
+        return 1
+    if (known := out.get(ROUNDS)) is not None:
+        return int(known)
+    folder = quarantine_path(0).partition("/")[0]
+    had = 0
+    for name in out.names(folder):
+        for line in (out.get(name) or b"").splitlines():
+            had = max(had, len(json.loads(line).get("answers", ())))
+    return 1 + -(-had // recipe.teacher.attempts)
 
 
 def _engine(known: dict[str, Any] | None) -> EngineSpec | None:

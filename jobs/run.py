@@ -25,9 +25,13 @@ from pipeline.read.inputs import InputFile, Stamp, stamp
 from pipeline.read.scan import FileScan, hash_file, scan
 from pipeline.recipe import Recipe
 from pipeline.store import commit, identity
+from pipeline.store.format import WORK
 from pipeline.store.manifest import Input, Manifest, Shard
 from pipeline.store.place import Place
 from pipeline.store.plans import StoredPlans
+
+#: How many times a retry that is under way may have a question asked.
+ROUNDS = f"{WORK}/rounds"
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineSpec | None = None
     #: Where answers are kept; None: beside ``out``.
     answers: str | None = None
+    #: How many times the recipe's attempts a question may be asked: more than once in a retry.
+    rounds: int = 1
     #: None: as many as there are CPUs.
     workers: int | None = None
     #: ``auto``, ``local``, ``off``, or the address of a cluster.
@@ -79,7 +85,9 @@ def run(options: RunOptions, progress: Progress) -> Summary:
     plans, planned = _open_plans(options.plans)
     if planned is not None:
         recipe = planned_by(recipe, planned)
-    teacher = None if planned is not None else teacher_setup(recipe, options.engine, options.answers, options.out)
+    teacher = None
+    if planned is None:
+        teacher = teacher_setup(recipe, options.engine, options.answers, options.out, options.rounds)
     answering = planned.teacher if planned is not None else teacher and as_teacher(teacher.model)
     files = [file for file in options.files if not out.holds(file.location)]  # `--input . --out ./grids`
     if plans is not None and plans.place.path() == out.path():
@@ -97,6 +105,8 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             if again is None:
                 commit.tidy(out)
                 return Summary(before, options.out, time.time() - started, 0, 0)
+            if options.rounds > 1:  # before quarantine files change, which it was reckoned from
+                out.put(ROUNDS, str(options.rounds).encode())
             commit.reopen(out, before, again)
         commit.begin(out, wanted, options.fresh)
         done = commit.finished(out)

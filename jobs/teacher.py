@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from pipeline.teach.counters import Counters
 
 
-def teacher_setup(recipe: Recipe, engine: EngineSpec | None, answers: str | None, out: str) -> TeacherSetup | None:
+def teacher_setup(
+    recipe: Recipe, engine: EngineSpec | None, answers: str | None, out: str, rounds: int
+) -> TeacherSetup | None:
     """What workers need to ask a model; None where the recipe's planner is a rule.
 
+    ``rounds``: how many times the recipe's attempts a question may be asked.
     Raises :class:`UserError` where engine and planner do not go together, and where no model can be found.
     """
     spec = engine_for(recipe, engine, answers)
@@ -32,7 +35,7 @@ def teacher_setup(recipe: Recipe, engine: EngineSpec | None, answers: str | None
     from jobs.teaching import TeacherSetup
     from pipeline.engines.identify import identify
 
-    return TeacherSetup(spec, asyncio.run(identify(spec)), answers or _beside(out))
+    return TeacherSetup(spec, asyncio.run(identify(spec)), answers or _beside(out), rounds)
 
 
 def _beside(out: str) -> str:

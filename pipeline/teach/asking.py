@@ -70,16 +70,19 @@ class Asker:
         losses: int = 8,
         pause: float = 0.5,
         probe: Probe | None = None,
+        rounds: int = 1,
     ) -> None:
         """``model``: what will answer, where that is known before the engine is started; then the engine is started
         when the store lacks an answer, and a replay needs none. ``concurrency``: the most requests in flight.
         ``timeout``: seconds after which an engine that has not answered a request counts as lost. ``losses``: how often
         it may be lost without an answer in between; ``pause``: seconds before the first new start, doubled each time.
         ``probe`` looks at the engine when it has started for the first time, and says which constraints bind; others are
-        not sent: planners check every answer anyway.
+        not sent: planners check every answer anyway. ``rounds``: how many times ``settings.attempts`` a question may be
+        asked before its conversation is rejected; more than one where a run shall try again what an earlier one gave up.
         """
         self.meter = Meter()
         self.settings = settings
+        self.rounds = rounds
         self._engine = engine
         self._store = store
         self._model = model
@@ -159,6 +162,15 @@ class Asker:
             self.meter.now.stored += 1
             return given._replace(paid=False)
         return given
+
+    async def kept(self, request: Request) -> Given | None:
+        """The answer to a request if it costs nothing; None where it would have to be asked for."""
+        asked = question(await self.start(), request)
+        answer = await self._store.find(asked)
+        if answer is None:
+            return None
+        self.meter.now.stored += 1
+        return Given(asked.key, answer, False)
 
     async def _fetch(self, asked: Question, request: Request) -> Given:
         kept = await self._store.find(asked)

@@ -6,7 +6,10 @@ import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from pipeline.engines.protocol import Constraint, Message, Request, RequestRefused
 from pipeline.errors import Reason, Rejected
@@ -46,6 +49,9 @@ class Dialogue:
         An invalid answer is followed, in the next attempt, by what was wrong with it; a truncated one is only asked for
         again. A conversation whose every answer is truncated is ``teacher_truncated``, and one with any other answers
         that are all invalid ``teacher_invalid``.
+
+        Beyond the attempts that are allowed, answers that are kept already are used: a retry has paid for them, and a
+        run that replays its answers shall give what it gave.
         """
         place = self._calls.place()
         now = self._asker.meter.now
@@ -54,15 +60,22 @@ class Dialogue:
         truncated = 0
         wrong = ""
         note: tuple[Message, ...] = ()
-        for attempt in range(settings.attempts):
-            now.retried += attempt > 0
+        for attempt in count():
             sampling = settings.sampling(attempt, max_tokens)
             request = Request((*messages, *note), (), sampling, constraint, settings.template)
-            try:
-                given = await self._given(request, len(messages))
-            except RequestRefused as error:
-                now.rejected += 1
-                raise Rejected(Reason.TEACHER_REFUSED, str(error), tuple(said)) from None
+            if attempt < settings.attempts * self._asker.rounds:
+                now.retried += attempt > 0
+                try:
+                    given = await self._given(request, len(messages))
+                except RequestRefused as error:
+                    now.rejected += 1
+                    raise Rejected(Reason.TEACHER_REFUSED, str(error), tuple(said)) from None
+            else:
+                kept = await self._kept(request, len(messages))
+                if kept is None:
+                    break
+                now.retried += 1
+                given = kept
             answer = given.answer
             said.append(answer.text)
             note = ()
@@ -96,8 +109,11 @@ class Dialogue:
         except RequestRefused:
             if len(request.messages) == messages:
                 raise
-        bare = Request(request.messages[:messages], (), request.sampling, request.constraint, request.template)
-        return await self._asker.answer(bare)
+        return await self._asker.answer(_without_note(request, messages))
+
+    async def _kept(self, request: Request, messages: int) -> Given | None:
+        """The same, if it costs nothing."""
+        return await self._asker.kept(request) or await self._asker.kept(_without_note(request, messages))
 
     def provenance(self, planner: str) -> Provenance:
         """Where the plan comes from: the answers that were used, in the order of the calls."""
@@ -112,6 +128,11 @@ class Dialogue:
             seed=settings.seed,
             answers=[used for _, used in sorted(self._used, key=lambda each: each[0])],
         )
+
+
+def _without_note(request: Request, messages: int) -> Request:
+    """A request with its first ``messages`` messages only."""
+    return msgspec.structs.replace(request, messages=request.messages[:messages])
 
 
 class _Calls:

@@ -33,10 +33,12 @@ class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def sampling(self, attempt: int, max_tokens: int) -> Sampling:
         """How attempt number ``attempt``, from 0, is drawn.
 
-        The seed depends on nothing else: two conversations that ask the same are given the same answer.
+        The seed depends on nothing else: two conversations that ask the same are given the same answer. Attempts beyond
+        ``attempts``, which a retry makes, are as warm as those after the first were, with other seeds.
         """
+        warmth = attempt if attempt < self.attempts else 1 + attempt % self.attempts
         return Sampling(
-            temperature=round(min(self.temperature + attempt * self.warmer, _HOTTEST), 6),
+            temperature=round(min(self.temperature + warmth * self.warmer, _HOTTEST), 6),
             top_p=self.top_p,
             max_tokens=max_tokens,
             seed=(self.seed + attempt * 0x9E3779B1) % _SEEDS,  # far apart: seeds 0 and 1 share no draw
