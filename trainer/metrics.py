@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -103,4 +104,4 @@ def peak_of(device: torch.device, bf16: bool) -> float | None:
     if device.type != "cuda" or not bf16:
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for word, peak in _PEAKS.items() if word in name.split()[-1] or word in name.split()), None)
+    return next((peak for word, peak in _PEAKS.items() if re.search(rf"\b{word}\b", name)), None)
