@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _EVERY = 10.0
 _FIRST = 3.0
 
+#: Lines of the answer store that are told of in words.
+_MOST_FAULTS = 5
+
 
 class Progress:
     """Counts what is done, and shows it on ``console`` (None: shows nothing)."""
@@ -43,6 +46,8 @@ class Progress:
         self.peak_rss = 0
         #: How far every worker's teacher is, those that have died included.
         self._teachers: dict[str, Taught] = {}
+        #: Lines of the answer store that no teacher could use, those that have been told of in words.
+        self.faults: dict[str, None] = {}
 
     def __enter__(self) -> Progress:
         return self
@@ -88,13 +93,27 @@ class Progress:
         self.tokens_now += done.shard.tokens
         self.peak_rss = max(self.peak_rss, done.peak_rss)
         if done.taught is not None:
-            self._teachers[done.taught.worker] = done.taught
+            self._hear(done.taught)
         self._advance(done.input_bytes)
 
     def taught(self, taught: Taught) -> None:
         """A worker's teacher has said how far it is."""
-        self._teachers[taught.worker] = taught
+        self._hear(taught)
         self._advance(0)
+
+    def _hear(self, taught: Taught) -> None:
+        self._teachers[taught.worker] = taught
+        for fault in taught.faults:
+            if fault not in self.faults and len(self.faults) < _MOST_FAULTS:
+                self.notice(f"an answer that was kept cannot be used, and is asked for again if needed: {fault}")
+                if len(self.faults) == _MOST_FAULTS - 1:
+                    self.notice("further ones are only counted")
+                self.faults[fault] = None
+
+    @property
+    def fault_count(self) -> int:
+        """The lines of the answer store that could not be used: at least so many, as workers find the same ones."""
+        return max([taught.fault_count for taught in self._teachers.values()] + [len(self.faults)])
 
     @property
     def asked(self) -> Asked | None:
@@ -110,7 +129,7 @@ class Progress:
     def notice(self, text: str) -> None:
         """Say something that the user should know now."""
         if self._console is not None:
-            self._console.print(text, highlight=False, soft_wrap=True)
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _begin(self, doing: str, total: int) -> None:
         self._doing, self._total, self._bytes, self._bytes_now = doing, total, 0, 0

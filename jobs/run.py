@@ -125,7 +125,7 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             shards,
         )
         converted = len(shards) - progress.kept_shards
-        asked = None if teacher is None else cost(teacher, progress.asked, made.counts, progress.seconds, executor)
+        asked = None if teacher is None else cost(teacher, progress, made.counts, executor)
         about = _run_json(options, files, started, converted, executor.lost, progress, asked)
         commit.finish(out, made, tokenizer.json, about)
     return Summary(made, options.out, time.time() - started, converted, executor.lost, asked)

@@ -16,9 +16,9 @@ from pipeline.store.manifest import Manifest, Teacher
 
 if TYPE_CHECKING:
     from jobs.executor import Executor
+    from jobs.progress import Progress
     from jobs.teaching import TeacherSetup
     from pipeline.engines.protocol import Model
-    from pipeline.teach.counters import Counters
 
 
 def teacher_setup(
@@ -59,19 +59,19 @@ def planned_by(recipe: Recipe, planned: Manifest) -> Recipe:
     )
 
 
-def cost(
-    setup: TeacherSetup, asked: Counters | None, counts: Counts, seconds: float, executor: Executor
-) -> dict[str, Any]:
+def cost(setup: TeacherSetup, progress: Progress, counts: Counts, executor: Executor) -> dict[str, Any]:
     """What asking has cost, for ``run.json`` and the summary."""
     from pipeline.teach.counters import Counters
 
-    asked = asked or Counters()
+    asked, seconds = progress.asked or Counters(), progress.seconds
     conversations = max(counts.read - counts.filtered, 1)
     gpu_seconds = round(asked.busy_seconds * executor.gpus * 1000 / conversations, 1) if executor.gpus else None
     return {
         "model": setup.model.name,
         "revision": setup.model.revision,
         "answers": setup.answers,
+        "damaged_answers": progress.fault_count,
+        "damaged": list(progress.faults),
         "asked": asked.asked,
         "from_store": asked.stored,
         "accepted": asked.accepted,

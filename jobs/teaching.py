@@ -51,6 +51,9 @@ class Taught(NamedTuple):
     counters: Counters
     #: Parts of shards that are planned but not finished, in bytes of input.
     planned_bytes: float
+    #: Lines of the answer store that it could not use: how many, and the first ones with what is wrong with them.
+    fault_count: int = 0
+    faults: tuple[str, ...] = ()
 
 
 class Teacher:
@@ -100,7 +103,9 @@ class Teacher:
 
     def taught(self) -> Taught:
         """How far it is."""
-        return Taught(self._name, self._asker.counters(), sum(self._planned.values()))
+        faults = tuple(map(str, self._store.faults))
+        planned = sum(self._planned.values())
+        return Taught(self._name, self._asker.counters(), planned, self._store.fault_count, faults)
 
     def close(self) -> None:
         """Stop whatever is asked, and let the engine go."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -50,8 +51,11 @@ def _asking(cost: dict[str, Any]) -> Iterator[tuple[str, str]]:
     revision = f" ({cost['revision']})" if cost["revision"] else ""
     retried = f", {cost['retried']:,} asked again" if cost["retried"] else ""
     yield f"{cost['accepted']:,}", f"answers accepted{retried}, of {cost['model']}{revision}"
+    answers = escape(cost["answers"])
     if cost["from_store"]:
-        yield f"{cost['from_store']:,}", f"answers cost nothing: they were in {cost['answers']}"
+        yield f"{cost['from_store']:,}", f"answers cost nothing: they were in {answers}"
+    if cost["damaged_answers"]:
+        yield f"{cost['damaged_answers']:,}", f"[yellow]answers in {answers} are damaged and were not used[/]"
     if not cost["asked"]:
         return
     cached = f", {cost['cached_share']:.0%} from the prefix cache" if cost["cached_share"] is not None else ""
