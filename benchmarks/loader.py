@@ -115,7 +115,6 @@ def main() -> None:
         "rounds": given.rounds,
         "software": software,
     }
-    document["software"] = software
     document["load"] = round(os.getloadavg()[0], 1)  # processes that wanted a processor lately; ours is one of them
     report("loader", document | {"asked_positions_per_s": round(ASKED)} | results, given.json)
 
