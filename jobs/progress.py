@@ -9,9 +9,9 @@ from pipeline.store.counts import Counts
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from jobs.bar import FactsBar
     from jobs.shard import Done
     from jobs.teaching import Taught
     from pipeline.teach.counters import Counters as Asked
@@ -29,9 +29,10 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
-        self._bar: Bar | None = None
+        self._bar: FactsBar | None = None
         self._task: TaskID | None = None
         self._doing = ""
+        self._workers = 1
         self._began = time.monotonic()
         self._next_line = 0.0
         self._total = 0
@@ -73,10 +74,10 @@ class Progress:
         """Workers are being started, which takes seconds."""
         self._begin("starting workers", 0)
 
-    def begin_convert(self, total: int, where: str) -> None:
+    def begin_convert(self, total: int, where: str, workers: int = 1) -> None:
         """Conversion of ``total`` bytes of input begins."""
         self._begin("converting", total)
-        self._where = where
+        self._workers = workers
         if self._console is not None and not self._console.is_terminal:
             self.notice(f"converting {_size(total)} of input, {where}")
 
@@ -137,21 +138,11 @@ class Progress:
         self._next_line = self._began + _FIRST
         if self._console is None or not self._console.is_terminal:
             return
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from jobs.bar import FactsBar
 
         if self._bar is not None:
             self._bar.stop()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            transient=True,
-            expand=True,
-        )
+        self._bar = FactsBar(self._console)
         self._task = self._bar.add_task(doing, total=total or None, facts="")
         self._bar.start()
 
@@ -159,32 +150,36 @@ class Progress:
         self._bytes += count
         self._bytes_now += count
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=min(self._done_bytes, self._total), facts=self._facts())
+            asked = self.asked
+            facts = self._facts() if asked is None else ""
+            self._bar.below = self._asking(asked) if asked is not None else ()
+            self._bar.update(self._task, completed=min(self._done_bytes, self._total), facts=facts)
         elif self._console is not None and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _EVERY
             share = min(self._done_bytes / max(self._total, 1), 1.0)
-            facts = ", ".join(fact for fact in (self._facts(), self._remaining()) if fact)
-            self.notice(f"{self._doing}: {share:.0%}, {facts}")
+            asked = self.asked
+            facts = self._facts() if asked is None else " · ".join(self._asking(asked))
+            said = ", ".join(fact for fact in (facts, self._remaining()) if fact)
+            self.notice(f"{self._doing}: {share:.0%}, {said}")
 
     def _facts(self) -> str:
         if self._doing != "converting":
             return ""
-        asked = self.asked
-        if asked is not None:
-            return self._asking(asked)
         rate = self.tokens_now / max(self.seconds, 1e-9)
         return f"{self.counts.rows:,} grids · {_count(rate)} tokens/s · {self.counts.quarantined:,} quarantined"
 
-    def _asking(self, asked: Asked) -> str:
-        """The facts where models are asked, at which conversion itself takes no time."""
+    def _asking(self, asked: Asked) -> tuple[str, ...]:
+        """The facts where models are asked, at which conversion itself takes no time. Each fits 80 columns."""
         if not asked.accepted + asked.rejected + asked.in_flight:
-            return "starting the engine"
+            return ("starting the engine",)
         seconds = max(self.seconds, 1e-9)
         prompt, cached, output = asked.prompt_tokens, asked.cached_tokens, asked.output_tokens
+        busy = min(asked.busy_seconds / (seconds * self._workers), 1.0)
         return (
-            f"{asked.accepted:,} accepted · {asked.retried:,} retried · {asked.rejected:,} rejected · tokens/s: "
-            f"{_count(prompt / seconds)} prompt ({_count(cached / seconds)} cached), {_count(output / seconds)} output"
-            f" · {asked.in_flight} in flight"
+            f"{asked.accepted:,} accepted · {asked.retried:,} retried · {asked.rejected:,} rejected · "
+            f"{asked.in_flight} in flight",
+            f"tokens/s: {_count(prompt / seconds)} prompt ({_count(cached / seconds)} cached), "
+            f"{_count(output / seconds)} output · engine busy {busy:.0%}",
         )
 
     def _remaining(self) -> str:

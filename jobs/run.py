@@ -182,7 +182,7 @@ def _convert(
     progress.begin_workers()
     engine = setup.teacher.engine if setup.teacher is not None else None
     with _executor(options, size, engine, progress) as executor:
-        progress.begin_convert(size, executor.description)
+        progress.begin_convert(size, executor.description, executor.workers)
         for result in executor.run(setup, missing()):
             shards[result.number] = result.shard
             progress.finished(result)
