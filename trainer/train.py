@@ -85,9 +85,9 @@ def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
     _check_vocabulary(settings.model.path, dataset, model)
     if world.first:
         run.mkdir(parents=True, exist_ok=True)
-        (run / description.FILE).write_text(described.encode())
-        (run / TOKENIZER_FILE).write_text(dataset.tokenizer.json)
-        (run / CONFIG_FILE).write_text(settings.to_yaml())  # last: with it, this is a run
+        _write(run / description.FILE, described.encode())
+        _write(run / TOKENIZER_FILE, dataset.tokenizer.json)
+        _write(run / CONFIG_FILE, settings.to_yaml())  # last: with it, this is a run
 
     cost, peak = cost_of(model), peak_of(world.device, bf16)
     if settings.model.checkpointing:
@@ -131,6 +131,13 @@ def _claim(run: Path, settings: Config, resume: bool, world: World) -> None:
     elif checkpoint.steps(run):
         raise UserError(f"--out {run}: holds checkpoints, but no {CONFIG_FILE}; give another directory")
     world.barrier()  # before anything is written, all have looked
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that is whole or not there."""
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def _check_vocabulary(path: str, dataset: Dataset, model: StreamModel) -> None:

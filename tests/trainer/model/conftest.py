@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from trainer.attention import op
 
@@ -11,3 +14,12 @@ from trainer.attention import op
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the fixture of the same name one folder up."""
     monkeypatch.setattr(op, "launch", None)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow where others compute too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -37,7 +37,7 @@ def test_decoding_a_grid_gives_the_logits_of_the_packs(grids: Path, tmp_path: Pa
     hidden = model.hidden(
         *(torch.as_tensor(x, dtype=torch.long) for x in (batch.ids, batch.streams, batch.positions)), batch.attention
     )
-    for doc, number in enumerate(batch.numbers[:2]):
+    for doc, number in enumerate(batch.numbers[:1]):
         grid = dataset[int(number)]
         said: list[dict[str, int]] = [{} for _ in range(grid.num_rows)]
         for span in grid.spans:
@@ -51,7 +51,7 @@ def test_decoding_a_grid_gives_the_logits_of_the_packs(grids: Path, tmp_path: Pa
             got = logits[batch.positions[cell]][run.predicted.index(names[batch.streams[cell]])]
             assert torch.allclose(got, model.logits(hidden[cell]), atol=1e-4)
             compared += 1
-    assert compared > 100
+    assert compared > 40
 
 
 def test_the_trainer_needs_what_a_machine_that_only_trains_has(small: list[str], tmp_path: Path) -> None:
