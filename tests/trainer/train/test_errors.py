@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from commands import Train, metrics
+from running import ROOT
 from tiny import decoder
 from transformers import AutoModelForCausalLM, MistralConfig
 
@@ -128,3 +131,14 @@ def test_memory_that_is_not_enough(
     monkeypatch.setattr(Stepper, "step", full)
     ran = command(*small, "--out", tmp_path / "run")
     assert ran.code == 2 and "Tried to allocate 8 GiB" in ran.output and "model.checkpointing: true" in ran.output
+
+
+def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from trainer.cli import cli;"
+        "assert CliRunner().invoke(cli, ['train', '-h']).exit_code == 0;"
+        f"ran = CliRunner().invoke(cli, ['train', '--out', {str(tmp_path / 'run')!r}, '--set=run.keep=0']);"
+        "assert 'no dataset' in str(ran.exception), ran; print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ran.stdout.strip() == "False"
