@@ -27,15 +27,21 @@ def teacher_setup(
     """What workers need to ask a model; None where the recipe's planner is a rule.
 
     ``rounds``: how many times the recipe's attempts a question may be asked.
-    Raises :class:`UserError` where engine and planner do not go together, and where no model can be found.
+    Raises :class:`UserError` where engine, planner and layout do not go together, where answers cannot be kept, and where
+    no model can be found: whatever can be known before any work.
     """
     spec = engine_for(recipe, engine, answers)
     if spec is None:
         return None
     from jobs.teaching import TeacherSetup
     from pipeline.engines.identify import identify
+    from pipeline.teach.answers import check_place
+    from pipeline.teach.shard import teaching_planner
 
-    return TeacherSetup(spec, asyncio.run(identify(spec)), answers or _beside(out), rounds)
+    teaching_planner(recipe)
+    place = answers or _beside(out)
+    check_place(place)
+    return TeacherSetup(spec, asyncio.run(identify(spec)), place, rounds)
 
 
 def _beside(out: str) -> str:

@@ -106,6 +106,28 @@ class _Wish(NamedTuple):
     granted: asyncio.Future[Answer | None]
 
 
+def check_place(location: str) -> None:
+    """Look whether a store can be at a place, without making or reading one.
+
+    Raises :class:`UserError` where answers cannot be kept there.
+    """
+    folder = _folder(location)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--answers {folder}: cannot be used: {there} is not a directory; name another place")
+    needed = os.R_OK | os.X_OK if there == folder else os.W_OK | os.X_OK
+    if not os.access(there, needed):
+        raise UserError(f"--answers {folder}: no permission to {'read' if there == folder else 'write to'} {there}")
+
+
+def _folder(location: str) -> Path:
+    if is_url(location):
+        raise UserError(
+            f"--answers {redact(location)}: must be a directory (on a file system that all workers share), not a URL"
+        )
+    return Path(location).expanduser().absolute()
+
+
 class AnswerStore:
     """The answers in one directory. One per process; its coroutines belong to one event loop."""
 
@@ -114,11 +136,7 @@ class AnswerStore:
 
         Raises :class:`UserError` where answers cannot be kept there.
         """
-        if is_url(location):
-            raise UserError(
-                f"--answers {redact(location)}: must be a directory (on a file system that all workers share), not a URL"
-            )
-        self.folder = Path(location).expanduser().absolute()
+        self.folder = _folder(location)
         #: Lines that cannot be used, the first ones found.
         self.faults: list[Fault] = []
         self.fault_count = 0

@@ -1,0 +1,228 @@
+"""What people see of a teacher: progress, errors before any work, prompts, and a preview."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from running import free_port, pipeline
+from stub_server import Body, Fault, StubServer
+from taught import answer, write_injections, write_turns, wrong
+
+from jobs import progress
+from jobs.pool import _default_workers, _too_small
+from jobs.progress import Progress
+from jobs.teaching import Taught
+from pipeline.engines.spec import EngineSpec, parse_spec
+from pipeline.teach.counters import Counters
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StubServer]:
+    with StubServer(answer) as made:
+        yield made
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_turns(tmp_path / "chats.jsonl", 4)
+
+
+# Progress
+
+
+def _large(now: Progress) -> None:
+    """As large a number as any run has at a time, in every place."""
+    now.begin_convert(10**9, "16 workers, Ray cluster of 4 nodes", 16)
+    now._began -= 3600
+    counters = Counters(
+        asked=1_234_567, stored=7, accepted=1_234_567, rejected=12_345, retried=123_456, in_flight=4096,
+        prompt_tokens=9_999_999_999, cached_tokens=8_888_888_888, output_tokens=777_777_777, busy_seconds=55_000,
+    )  # fmt: skip
+    now.taught(Taught("one", counters, 5e8))
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_terminal_shows_all_facts(columns: int) -> None:
+    """At 80 columns too: no line is longer, and no fact is cut."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=columns, height=24, color_system=None)
+    with Progress(console) as now:
+        _large(now)
+        bar = now._bar
+        assert bar is not None
+        bar.refresh()
+        shown = Console(width=columns, file=io.StringIO())
+        shown.print(*bar.get_renderables())
+        assert isinstance(shown.file, io.StringIO)
+        lines = shown.file.getvalue().splitlines()
+    assert len([line for line in lines if line.strip()]) == (3 if columns == 80 else 2), lines
+    assert all(cell_len(line) <= columns for line in lines)
+    whole = "\n".join(lines)
+    for fact in ("50%", "1,234,567 accepted", "123,456 retried", "12,345 rejected", "4096 in flight",
+                 "2.78 M prompt (2.47 M cached), 216 k output", "engine busy 95%"):  # fmt: skip
+        assert fact in whole, fact
+
+
+def test_a_log_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_FIRST", -7200.0)
+    log = io.StringIO()
+    with Progress(Console(file=log, width=80)) as now:
+        _large(now)
+    assert log.getvalue().splitlines()[-1] == (
+        "converting: 50%, 1,234,567 accepted · 123,456 retried · 12,345 rejected · 4096 in flight · "
+        "tokens/s: 2.78 M prompt (2.47 M cached), 216 k output · engine busy 95%, ETA 1:00:00"
+    )
+
+
+def test_a_run_says_how_it_goes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its only shard is done, a log has the counts of answers so far."""
+    monkeypatch.setattr(progress, "_FIRST", 0.0)
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    monkeypatch.setattr("jobs.executor.LOOK_EVERY", 0.1)
+
+    def faults(_body: Body, _seen: int) -> Fault:
+        return Fault("slow", seconds=0.1)
+
+    with StubServer(wrong(0.5), faults) as slow:
+        ran = pipeline("convert", "--input", corpus, "--recipe", "blind", "--engine", slow.url,
+                       "--concurrency", "2", "--out", tmp_path / "out", "--ray", "off")  # fmt: skip
+    assert ran.code == 0, ran.output
+    lines = [line for line in ran.output.splitlines() if line.startswith("converting: ")]
+    accepted = [int(found[1]) for line in lines if (found := re.search(r"(\d+) accepted", line))]
+    assert len(set(accepted)) > 2 and accepted == sorted(accepted)
+    assert any(re.search(r" [1-9]\d* retried · \d+ rejected · [12] in flight · tokens/s: ", line) for line in lines)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "align"], "--recipe align: the planner align asks a model. Add --engine vllm"),
+        (["--engine", "{url}"], "--engine: the planner wait-k asks no model; leave it out"),
+        (["--answers", "{tmp}/a"], "--answers: the planner wait-k asks no model"),
+        (["--recipe", "align", "--engine", "openai"], "--engine openai: no such engine; use none, vllm"),
+        (["--recipe", "align", "--engine", "http://127.0.0.1:{port}/v1"], "--engine: no server answers"),
+        (["--recipe", "align", "--engine", "{url}", "--model", "gpt-x"], "--model gpt-x: {url} does not have it"),
+        (
+            ["--recipe", "align", "--engine", "{url}", "--answers", "s3://b/a"],
+            "--answers s3://b/a: must be a directory",
+        ),
+        (["--recipe", "align", "--engine", "{url}", "--answers", "{tmp}/chats.jsonl"], "is not a directory"),
+        (["--recipe", "align", "--engine", "{url}", "--answers", "{tmp}/chats.jsonl/a"], "is not a directory"),
+        (["--recipe", "align", "--engine", "scripted:{tmp}/none"], "none: cannot be read (No such file or directory)"),
+        (["--recipe", "align", "--engine", "vllm"], "--engine vllm: which model? Add --model"),
+        (["--recipe", "blind", "--engine", "{url}", "--set", "layout=chat-2"], "has no stream for thoughts"),
+        (["--recipe", "align", "--engine", "{url}", "--set", "prompt={tmp}"], "holds no template (NAME.jinja)"),
+        (["--recipe", "align", "--engine", "{url}", "--set", "teacher.attempts=0"], "teacher.attempts: 0 is less than"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_work(
+    options: list[str], message: str, corpus: Path, server: StubServer, tmp_path: Path
+) -> None:
+    """In one sentence; nothing is read, asked or left behind."""
+    names = {"url": server.url, "tmp": str(tmp_path), "port": str(free_port())}
+    asked = len(server.bodies)
+    given = [option.format(**names) for option in options]
+    ran = pipeline("convert", "--input", corpus, "--out", tmp_path / "out", "--ray", "off", *given)
+    assert ran.code == 2 and message.format(**names) in ran.output, ran.output
+    assert ran.output.startswith("Error: ") and ran.output.count("\n") == 1
+    assert len(server.bodies) == asked
+    assert [path.name for path in tmp_path.iterdir()] == ["chats.jsonl"]
+
+
+def test_a_server_whose_constraints_do_not_bind(corpus: Path, tmp_path: Path) -> None:
+    """Is found out with the first requests, and no answer of its is kept."""
+    with StubServer(lambda _body: "Sure! Here is the JSON.") as loose:
+        ran = pipeline(
+            "convert", "--input", corpus, "--recipe", "align", "--engine", loose.url, "--out", tmp_path / "out"
+        )
+    assert ran.code == 2 and "does not keep to a constraint (json)" in ran.output, ran.output
+    assert "Traceback" not in ran.output and not list((tmp_path / "out.answers").glob("*.jsonl"))
+
+
+def test_a_cluster_with_too_few_gpus_is_refused() -> None:
+    """Before a worker waits for ever: what is missing, and what would do."""
+    engine = parse_spec("vllm", "m", ["tensor_parallel_size=4", "pipeline_parallel_size=2"])
+    assert engine is not None and engine.gpus == 8
+    assert _too_small(2, 64, 8, 16) is None
+    assert _too_small(3, 64, 8, 16) == (
+        "--workers 3: each engine takes 8 GPUs (tensor_parallel_size × pipeline_parallel_size), and the Ray cluster has "
+        "16; 8 missing. Use --workers 2, or add nodes with GPUs"
+    )
+    refused = _too_small(1, 64, 8, 4)
+    assert refused is not None and "4 missing. Use smaller tensor_parallel_size, or add nodes" in refused
+    assert _default_workers(engine, 64, 2) == 2
+    assert _default_workers(engine, 64, 0) == 1  # and that is refused, as above
+    assert _default_workers(engine, 64, None) == 1  # CPUs: one engine takes them all
+    assert _default_workers(EngineSpec("http", ("http://h/v1",)), 64, None) == 4
+
+
+# Prompts and previews
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("recipe", ["align", "blind", "audit", "table"])
+def test_prompts_and_previews_fit(recipe: str, columns: int, server: StubServer, tmp_path: Path) -> None:
+    corpus = write_injections(tmp_path / "chats.jsonl")
+    asked = len(server.bodies)
+    shown = pipeline("prompt", recipe, "--input", corpus, "--limit", "3", columns=columns)
+    assert shown.code == 0 and len(server.bodies) == asked
+    seen = pipeline("preview", "--recipe", recipe, "--input", corpus, "--engine", server.url, columns=columns)
+    assert seen.code == 0, seen.output
+    assert sorted(tmp_path.iterdir()) == [corpus]  # nothing is written
+    for output in (shown.output, seen.output):
+        assert "chats.jsonl:2" in output and "chats.jsonl:3" not in output
+        assert "\x1b[2J" not in output and "\x00" not in output and "\u202e" not in output  # a terminal stays as it is
+        plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in output.splitlines()]
+        assert [line for line in plain if cell_len(line) > columns] == []
+    assert "── call 1 of " in shown.output and "\nanswer\n" not in shown.output
+    if columns == 80:
+        assert "\nanswer\n" in seen.output
+    else:
+        assert re.search(r"system +│ answer", seen.output)
+    assert (
+        seen.output.count("── plan ")
+        == 3
+        == len(re.findall(r"^[\d,]+ rows · [\d,]+ tokens", seen.output, re.MULTILINE))
+    )
+
+
+def test_prompts_for_machines(corpus: Path, server: StubServer, tmp_path: Path) -> None:
+    """One JSON object per call: exactly what a run sends."""
+    shown = pipeline("prompt", "align", "--input", corpus, "--limit", "4", "--json")
+    calls = [json.loads(line) for line in shown.output.splitlines()]
+    assert [call["id"] for call in calls] == [f"chats.jsonl:{number}" for number in range(4)]
+    with StubServer(answer) as fresh:
+        ran = pipeline("convert", "--input", corpus, "--recipe", "align", "--engine", fresh.url,
+                       "--out", tmp_path / "out", "--ray", "off")  # fmt: skip
+        assert ran.code == 0, ran.output
+        sent = [
+            {"messages": body["messages"], "max_tokens": body["max_tokens"], **body["structured_outputs"]}
+            for body in fresh.bodies
+            if "You judge" in body["messages"][0]["content"]
+        ]
+    for call in calls:
+        constraint = {call["constraint"]["kind"]: call["constraint"]["value"]}
+        assert {"messages": call["messages"], "max_tokens": call["max_tokens"], **constraint} in sent
+
+
+def test_a_preview_shows_why_a_teacher_failed(corpus: Path) -> None:
+    with StubServer(lambda body: answer(body) if "short sentence" in str(body) else "I would rather not.") as unwilling:
+        ran = pipeline("preview", "--recipe", "align", "--input", corpus, "--engine", unwilling.url, columns=80)
+    assert ran.code == 0
+    assert ran.output.count("I would rather not.") == 3 * 4, ran.output
+    assert ran.output.count("quarantine: teacher_invalid: none of 4 answers was valid") == 3
+
+
+def test_prompts_of_a_rule(corpus: Path) -> None:
+    ran = pipeline("prompt", "wait-k", "--input", corpus)
+    assert ran.code == 2 and "the planner wait-k asks no model, so there is no prompt" in ran.output
