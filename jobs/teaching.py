@@ -92,8 +92,6 @@ class Teacher:
         work = self._shards.plan(file, format_name, records, planned)
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-        except ExceptionGroup as group:
-            raise _first(group) from None
         except CancelledError:
             raise UserError("stopped") from None
 
@@ -124,9 +122,3 @@ class Teacher:
         await asyncio.gather(*others, return_exceptions=True)
         await self._asker.close()
         await self._store.close()
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """What went wrong first: of a whole shard's conversations, the others were only stopped for it."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, ExceptionGroup) else first

@@ -50,6 +50,7 @@ class ShardTeacher:
         """A plan, or why there is none, for every record that is a conversation; ``planned`` is called for each record.
 
         Records that cannot be read, or that the recipe leaves out, are not asked about: conversion says what is wrong.
+        Raises :class:`pipeline.errors.UserError` where the engine or the answer store fails for good.
         """
         by_id: dict[str, Plan | Rejected] = {}
 
@@ -61,9 +62,12 @@ class ShardTeacher:
                 by_id[record_id] = made
             planned()
 
-        async with asyncio.TaskGroup() as tasks:
-            for record in records:
-                tasks.create_task(plan(record))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for record in records:
+                    tasks.create_task(plan(record))
+        except ExceptionGroup as group:
+            raise _first(group) from None
         return Plans(self._recipe.layout, by_id)
 
     async def _plan(self, record_id: str, format_name: str, record: Record) -> Plan | Rejected | None:
@@ -76,6 +80,12 @@ class ShardTeacher:
         except Rejected as reason:
             return reason
         return Plan(record_id, segments, ask.provenance(self._recipe.planner))
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """What went wrong first: of all conversations, the others were only stopped for it."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, ExceptionGroup) else first
 
 
 def teaching_planner(recipe: Recipe) -> TeachingPlanner:

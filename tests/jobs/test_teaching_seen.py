@@ -145,8 +145,10 @@ def test_a_server_whose_constraints_do_not_bind(corpus: Path, tmp_path: Path) ->
         ran = pipeline(
             "convert", "--input", corpus, "--recipe", "align", "--engine", loose.url, "--out", tmp_path / "out"
         )
+        looked = pipeline("preview", "--recipe", "align", "--input", corpus, "--engine", loose.url)
     assert ran.code == 2 and "does not keep to a constraint (json)" in ran.output, ran.output
     assert "Traceback" not in ran.output and not list((tmp_path / "out.answers").glob("*.jsonl"))
+    assert looked.code == 2 and looked.output == ran.output[ran.output.index("Error: ") :]
 
 
 def test_a_cluster_with_too_few_gpus_is_refused() -> None:
