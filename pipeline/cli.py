@@ -312,7 +312,8 @@ def export(dataset: str, out: str, form: str) -> None:
 def retry(dataset: str, workers: int | None, ray: str) -> None:
     """Convert again the shards that have records in quarantine.
 
-    For records whose reason has gone since: a newer version reads more formats. The input must still be there.
+    For records whose reason has gone since: a newer version reads more formats. A teacher whose answers were all invalid
+    is asked again. The input must still be there.
     """
     from jobs.retry import quarantined, retry_options
 

@@ -43,7 +43,7 @@ def _large(now: Progress) -> None:
     now._began -= 3600
     counters = Counters(
         asked=1_234_567, stored=7, accepted=1_234_567, rejected=12_345, retried=123_456, in_flight=4096,
-        prompt_tokens=9_999_999_999, cached_tokens=8_888_888_888, output_tokens=777_777_777, busy_seconds=55_000,
+        prompt_tokens=9_999_999_999, cached_tokens=8_888_888_888, output_tokens=777_777_777, busy_seconds=55_000, restarts=12,
     )  # fmt: skip
     now.taught(Taught("one", counters, 5e8))
 
@@ -62,11 +62,11 @@ def test_a_terminal_shows_all_facts(columns: int) -> None:
         shown.print(*bar.get_renderables())
         assert isinstance(shown.file, io.StringIO)
         lines = shown.file.getvalue().splitlines()
-    assert len([line for line in lines if line.strip()]) == (3 if columns == 80 else 2), lines
+    assert len([line for line in lines if line.strip()]) == (4 if columns == 80 else 2), lines
     assert all(cell_len(line) <= columns for line in lines)
     whole = "\n".join(lines)
     for fact in ("50%", "1,234,567 accepted", "123,456 retried", "12,345 rejected", "4096 in flight",
-                 "2.78 M prompt (2.47 M cached), 216 k output", "engine busy 95%"):  # fmt: skip
+                 "2.78 M prompt (2.47 M cached), 216 k output", "engine busy 95%", "engine lost 12 times"):  # fmt: skip
         assert fact in whole, fact
 
 
@@ -77,7 +77,7 @@ def test_a_log_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         _large(now)
     assert log.getvalue().splitlines()[-1] == (
         "converting: 50%, 1,234,567 accepted · 123,456 retried · 12,345 rejected · 4096 in flight · "
-        "tokens/s: 2.78 M prompt (2.47 M cached), 216 k output · engine busy 95%, ETA 1:00:00"
+        "tokens/s: 2.78 M prompt (2.47 M cached), 216 k output · engine busy 95% · engine lost 12 times, ETA 1:00:00"
     )
 
 
