@@ -180,7 +180,7 @@ class Progress:
             f"{asked.in_flight} in flight",
             f"tokens/s: {_count(prompt / seconds)} prompt ({_count(cached / seconds)} cached), "
             f"{_count(output / seconds)} output · engine busy {busy:.0%}",
-            *([f"engine lost {asked.restarts} times"] if asked.restarts else ()),
+            *([f"engine lost {asked.restarts} time{'s' if asked.restarts > 1 else ''}"] if asked.restarts else ()),
         )
 
     def _remaining(self) -> str:

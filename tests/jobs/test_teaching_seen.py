@@ -59,7 +59,8 @@ def test_a_terminal_shows_all_facts(columns: int) -> None:
         assert bar is not None
         bar.refresh()
         shown = Console(width=columns, file=io.StringIO())
-        shown.print(*bar.get_renderables())
+        for line in bar.get_renderables():
+            shown.print(line)
         assert isinstance(shown.file, io.StringIO)
         lines = shown.file.getvalue().splitlines()
     assert len([line for line in lines if line.strip()]) == (4 if columns == 80 else 2), lines
