@@ -198,3 +198,28 @@ def test_workers_killed_at_random(asked: Made, cluster: str, tmp_path: Path) -> 
         assert "3 attempts lost with their workers" in ran.output
         _check_paid(server, kills=3)
     assert_same(tmp_path / "out", asked.contents)
+
+
+def test_two_runs_share_their_answers(asked: Made, tmp_path: Path) -> None:
+    """At the same time, of a model that never says the same twice; one is killed and goes on. Both are the same dataset."""
+    luck = random.Random(11)
+
+    def respond(body: Body) -> str:
+        return answer(body if is_probe(body) else body | {"luck": luck.random()})
+
+    answers = tmp_path / "answers"
+    with StubServer(respond, lambda _body, _seen: Fault("slow", seconds=0.03)) as server:
+        command = [*asked.options, "--engine", server.url, "--answers", str(answers), "--ray", "off"]
+        one, other = (start([*command, "--out", str(tmp_path / name)]) for name in ("one", "other"))
+        _wait_for(lambda: len(_lines(answers)) > 100, one)
+        one.kill()
+        one.communicate()
+        assert one.returncode == -signal.SIGKILL
+        ran = finish(other)
+        assert ran.code == 0, ran.output
+        ran = pipeline(*command, "--out", tmp_path / "one")
+        assert ran.code == 0, ran.output
+    assert_same(tmp_path / "one", contents(tmp_path / "other"))
+    assert contents(tmp_path / "one")["data/part-00000.parquet"] != asked.contents["data/part-00000.parquet"]
+    keys = [msgspec.json.decode(line)["key"] for line in _lines(answers)]
+    assert len(keys) == len(set(keys)) == 2 * _COUNT
