@@ -17,7 +17,7 @@ class Counters(msgspec.Struct, gc=False):
     #: Questions of planners that got a valid answer, and that got none.
     accepted: int = 0
     rejected: int = 0
-    #: Attempts after the first.
+    #: Those of ``asked`` that were not the first attempt.
     retried: int = 0
     #: Tokens of the requests that an engine answered; ``cached_tokens`` is part of ``prompt_tokens``.
     prompt_tokens: int = 0

@@ -64,7 +64,6 @@ class Dialogue:
             sampling = settings.sampling(attempt, max_tokens)
             request = Request((*messages, *note), (), sampling, constraint, settings.template)
             if attempt < settings.attempts * self._asker.rounds:
-                now.retried += attempt > 0
                 try:
                     given = await self._given(request, len(messages))
                 except RequestRefused as error:
@@ -74,8 +73,8 @@ class Dialogue:
                 kept = await self._kept(request, len(messages))
                 if kept is None:
                     break
-                now.retried += 1
                 given = kept
+            now.retried += given.paid and attempt > 0
             answer = given.answer
             said.append(answer.text)
             note = ()

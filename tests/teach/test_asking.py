@@ -275,7 +275,7 @@ def test_counters(tmp_path: Path) -> None:
     expected = Counters(6, 1, 3, 1, 3, 60, 24, 18, 6, 0, first.busy_seconds, 0)
     assert first == expected
     second = talk(tmp_path, respond, work, TeacherSettings(attempts=3))
-    assert second == Counters(0, 7, 3, 1, 3, 0, 0, 0, 0, 0, 0.0, 0)
+    assert second == Counters(0, 7, 3, 1, 0, 0, 0, 0, 0, 0, 0.0, 0)
     assert (first + second).accepted == 6 and (first + second).stored == 8
 
 
