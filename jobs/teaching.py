@@ -30,6 +30,8 @@ SHARDS_AT_ONCE = 2
 _GRACE_SECONDS = 20.0
 #: Engines find out by themselves what hangs, and try again; this is for one that does not.
 _PATIENCE = 3
+#: How often an engine may be lost without an answer in between. Servers have been asked eight times by then, each time.
+_LOSSES = {"vllm": 8, "http": 2, "scripted": 8}
 
 
 class TeacherSetup(NamedTuple):
@@ -77,6 +79,7 @@ class Teacher:
             model=setup.model,
             concurrency=spec.concurrency,
             timeout=_PATIENCE * spec.timeout,
+            losses=_LOSSES[spec.kind],
             probe=probe_for(recipe),
             rounds=setup.rounds,
         )

@@ -302,7 +302,12 @@ def _check_arguments(spec: EngineSpec) -> dict[str, Any]:
 def _cpu_defaults() -> dict[str, Any]:
     import psutil
 
-    defaults: dict[str, Any] = {"enforce_eager": True}  # compiling needs a C++ compiler and minutes
+    defaults: dict[str, Any] = {
+        "enforce_eager": True,  # compiling needs a C++ compiler and minutes
+        # A prompt that is read in pieces takes back what its seeded generator drew meanwhile, which those of a CPU
+        # cannot: vLLM 0.32 dies of it.
+        "enable_chunked_prefill": False,
+    }
     if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         # vLLM would take most of the memory, which here is not the engine's own
         defaults["kv_cache_memory_bytes"] = min(8, max(1, psutil.virtual_memory().total // _GIB // 10)) * _GIB

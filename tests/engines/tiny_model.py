@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 _CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 _VOCABULARY = 4096
 #: Of the model that the tests of the engines share.
-CONTEXT = 1024
+CONTEXT = 4096
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 #: The usual form: one block per message, then the opening of the answer.
