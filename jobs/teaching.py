@@ -81,6 +81,7 @@ class Teacher:
             timeout=_PATIENCE * spec.timeout,
             losses=_LOSSES[spec.kind],
             probe=probe_for(recipe),
+            warm_up=True,
             rounds=setup.rounds,
         )
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)

@@ -304,6 +304,7 @@ def _cpu_defaults() -> dict[str, Any]:
 
     defaults: dict[str, Any] = {
         "enforce_eager": True,  # compiling needs a C++ compiler and minutes
+        "block_size": 32,  # whole blocks are cached: of 128 tokens, as is usual there, prompts that grow lose much
         # A prompt that is read in pieces takes back what its seeded generator drew meanwhile, which those of a CPU
         # cannot: vLLM 0.32 dies of it.
         "enable_chunked_prefill": False,

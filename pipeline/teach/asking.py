@@ -70,6 +70,7 @@ class Asker:
         losses: int = 8,
         pause: float = 0.5,
         probe: Probe | None = None,
+        warm_up: bool = False,
         rounds: int = 1,
     ) -> None:
         """``model``: what will answer, where that is known before the engine is started; then the engine is started
@@ -77,7 +78,8 @@ class Asker:
         ``timeout``: seconds after which an engine that has not answered a request counts as lost. ``losses``: how often
         it may be lost without an answer in between; ``pause``: seconds before the first new start, doubled each time.
         ``probe`` looks at the engine when it has started for the first time, and says which constraints bind; others are
-        not sent: planners check every answer anyway. ``rounds``: how many times ``settings.attempts`` a question may be
+        not sent: planners check every answer anyway. ``warm_up``: a started engine answers one request before it is given
+        more, so that what all prompts begin with is in its cache when they come. ``rounds``: how many times ``settings.attempts`` a question may be
         asked before its conversation is rejected; more than one where a run shall try again what an earlier one gave up.
         """
         self.meter = Meter()
@@ -95,6 +97,10 @@ class Asker:
         self._binding: frozenset[str] | None = None
         self._slots = asyncio.Semaphore(concurrency)
         self._alone = asyncio.Lock()
+        self._warm_up = warm_up
+        #: Whether the engine may have more than one request: not before it has answered one.
+        self._warm = not warm_up
+        self._warming = asyncio.Lock()
         self._flights: dict[str, _Flight] = {}
         self._up = False
         self._turn = 0  # starts so far
@@ -190,7 +196,7 @@ class Asker:
         lost = lost_alone = 0
         while True:
             alone = lost >= _SUSPICIOUS
-            async with self._slot(alone):
+            async with self._warmed(), self._slot(alone):
                 turn = await self._ready()
                 self.meter.begin()
                 try:
@@ -198,6 +204,7 @@ class Asker:
                         answer = await self._engine.ask(self._as_can_be_asked(request))
                     if answer.finish_reason not in _GIVEN_UP:
                         self._lost = 0
+                        self._warm = True
                         return answer
                     why = f"it gave a request up ({answer.finish_reason})"
                 except EngineLost as error:
@@ -214,6 +221,16 @@ class Asker:
             lost_alone += alone
             if lost_alone >= _GUILTY and self.meter.now.asked:
                 raise RequestRefused(f"the engine was lost every time that it was asked this ({lost} times): {why}")
+
+    @asynccontextmanager
+    async def _warmed(self) -> AsyncIterator[None]:
+        """Wait for the first request, where there is none yet that has been answered."""
+        if not self._warm:
+            async with self._warming:
+                if not self._warm:
+                    yield
+                    return
+        yield
 
     @asynccontextmanager
     async def _slot(self, alone: bool) -> AsyncIterator[None]:
@@ -237,6 +254,7 @@ class Asker:
         """Somebody has found out that the engine is gone; of all who do, the first one counts."""
         if self._up and turn == self._turn:
             self._up = False
+            self._warm = not self._warm_up
             self._lost += 1
             self._why = why
             self.meter.now.restarts += 1

@@ -14,7 +14,9 @@ from talking import PROMPT, ask, question_of, talk
 from pipeline.engines.protocol import Answer, EngineLost, Message, Model, Request, RequestRefused
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.errors import Reason, Rejected, UserError
+from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
+from pipeline.teach.settings import TeacherSettings
 
 
 def _request(text: str) -> Request:
@@ -350,3 +352,28 @@ def test_a_thousand_conversations_with_an_engine_that_does_everything_wrong(tmp_
     lines = [path.read_bytes().splitlines() for path in (tmp_path / "disturbed" / "answers").glob("*.jsonl")]
     keys = [line[:75] for each in lines for line in each]
     assert len(keys) == len(set(keys))
+
+
+def test_a_cold_engine_is_given_one_request_and_then_all(tmp_path: Path) -> None:
+    """Who comes second finds in the engine's cache what the first one has left there."""
+    now = 0
+    seen: list[int] = []
+
+    async def respond(request: Request) -> str:
+        nonlocal now
+        now += 1
+        seen.append(now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return "{}"
+
+    async def ask_all() -> None:
+        store = AnswerStore(str(tmp_path))
+        asker = Asker(ScriptedEngine(respond), store, TeacherSettings(), warm_up=True)
+        await asker.start()
+        await asyncio.gather(*(asker.answer(Request((Message("user", str(n)),))) for n in range(20)))
+        await asker.close()
+        await store.close()
+
+    asyncio.run(ask_all())
+    assert seen == [1, *range(1, 20)]
