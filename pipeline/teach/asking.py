@@ -79,8 +79,9 @@ class Asker:
         it may be lost without an answer in between; ``pause``: seconds before the first new start, doubled each time.
         ``probe`` looks at the engine when it has started for the first time, and says which constraints bind; others are
         not sent: planners check every answer anyway. ``warm_up``: a started engine answers one request before it is given
-        more, so that what all prompts begin with is in its cache when they come. ``rounds``: how many times ``settings.attempts`` a question may be
-        asked before its conversation is rejected; more than one where a run shall try again what an earlier one gave up.
+        more, so that what all prompts begin with is in its cache when they come. ``rounds``: how many times
+        ``settings.attempts`` a question may be asked before its conversation is rejected; more than one where a run shall
+        try again what an earlier one gave up.
         """
         self.meter = Meter()
         self.settings = settings
