@@ -15,6 +15,8 @@ _ASCII = re.compile(r"""[.!?\n](?:(?<=\n)\s*+|[.!?"')\]]{0,9}+(?=\s))""")
 _ANY = re.compile(r"""[.!?…؟।。！？\n](?:(?<=\n)\s*+|(?<=[。！？])[。！？」』”’）]*+|[.!?…؟।"'”’»)\]]{0,9}+(?=\s))""")
 
 _ABBREVIATIONS = (" Mr", " Mrs", " Ms", " Dr", " Prof", " St", " vs", " etc", " cf", " No", "e.g", "i.e")
+#: Their last two characters: what nearly every full stop is told by.
+_TAILS = frozenset(abbreviation[-2:] for abbreviation in _ABBREVIATIONS)
 
 
 def sentences(text: str) -> list[int]:
@@ -51,7 +53,7 @@ def _ends_no_sentence(text: str, dot: int) -> bool:
     """Whether a full stop belongs to an abbreviation, an initial (J. Doe) or a number in a list (1. First)."""
     before = text[dot - 1 : dot]
     if before.islower():
-        return text.endswith(_ABBREVIATIONS, 0, dot)
+        return text[dot - 2 : dot] in _TAILS and text.endswith(_ABBREVIATIONS, 0, dot)
     if before.isdigit():
         begin = dot - 2 if text[dot - 2 : dot - 1].isdigit() else dot - 1
         return text[max(begin - 8, 0) : begin].rstrip(" \t")[-1:] in ("", "\n")
