@@ -304,8 +304,7 @@ def _rows(file: str, drafts: Sequence[_Draft], grids: Sequence[_Grid]) -> Rows:
 def _quarantine(file: str, rejected: Sequence[tuple[Record, Rejected]]) -> bytes:
     """The quarantine file of one shard, in the order of the records."""
     return b"".join(
-        quarantine.line(file, record.number, record.offset, record.length, record.raw, record.sha256, why)
-        + b"\n"
+        quarantine.line(file, record.number, record.offset, record.length, record.raw, record.sha256, why) + b"\n"
         for record, why in sorted(rejected, key=lambda pair: pair[0].number)
     )
 
