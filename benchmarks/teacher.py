@@ -3,7 +3,8 @@
 A real vLLM engine with a tiny model of random weights, on the CPU unless there is a GPU; both sides use the one engine, its
 prefix cache emptied before every round, rounds interleaved. Ours is a whole run of ``align``: reading, prompts, answer
 store, checking, plans, grids, commits; the clock runs from the first shard's reading to the last commit, the engine being
-up. The other side is given the accepted requests of that run, all in one batch, and does nothing with the answers.
+up. The other side is given the accepted requests of that run, all in one batch, and does nothing with the answers. Both
+sides have one request answered before the rest, which then find the text that all share in the prefix cache.
 
 Beside it, ``blind`` on the same conversations: the share of prompt tokens that came from the prefix cache.
 """
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -134,7 +136,7 @@ def main() -> None:
         corpus.write_bytes(b"\n".join(records(given.corpus, given.conversations)) + b"\n")
         spec = parse_spec("vllm", model, (), given.concurrency)
         assert spec is not None
-        engine: Any = build_engine(spec)
+        engine: Any = build_engine(replace(spec, concurrency=max(given.concurrency, given.conversations)))
 
         def there(work: Any) -> Any:
             future: Future[Any] = asyncio.run_coroutine_threadsafe(work, loop)
@@ -150,7 +152,7 @@ def main() -> None:
             there(engine.forget_prefixes())
 
             async def batch(requests: list[Request] = requests) -> list[Answer]:
-                return await asyncio.gather(*map(engine.ask, requests))
+                return [await engine.ask(requests[0]), *await asyncio.gather(*map(engine.ask, requests[1:]))]
 
             started = time.perf_counter()
             answers = there(batch())
