@@ -8,21 +8,23 @@ environment (``PIPELINE_API_KEY``, else ``OPENAI_API_KEY``) and is never shown.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import platform
 import random
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
 
-from pipeline.engines.protocol import Answer, Constraint, EngineLost, Model, Request, RequestRefused
+from pipeline.engines.protocol import Answer, Constraint, EngineLost, Model, NoServer, Request, RequestRefused
 from pipeline.engines.servers import Balancer, Server
-from pipeline.engines.spec import EngineSpec
+from pipeline.engines.spec import EngineSpec, request_revision
 from pipeline.errors import UserError
 
 #: How a server is told what an answer must look like. Older names of vLLM (``guided_json`` …) are accepted by it with
@@ -70,7 +72,6 @@ class HttpEngine:
                 timeout=aiohttp.ClientTimeout(total=self._spec.timeout, sock_connect=_CONNECT_SECONDS),
                 connector=aiohttp.TCPConnector(limit=0),  # the engine itself bounds what is in flight
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                trust_env=True,
             )
         try:
             self._model = await self._find_model(self._session)
@@ -109,15 +110,15 @@ class HttpEngine:
             reasons = "; ".join(f"{url}: {why}" for url, why in zip(urls, listings, strict=True))
             if known is not None:
                 raise EngineLost(f"no server answers any more ({reasons})")
-            raise UserError(f"--engine: no server answers ({reasons}); is it running, and is the address right?")
+            raise NoServer(f"--engine: no server answers ({reasons}); is it running, and is the address right?")
         name = self._spec.model or _only_name(answered)
         if known is not None and name != known.name:
             raise UserError(f"--engine: the server now has {name} instead of {known.name}; say which with --model")
         cards = [card for url, listed in answered.items() if (card := _find_card(url, listed, name))]
         if known is None and not all(card.owned_by == "vllm" for card in cards):
             self._dialects.reverse()
-        extra = json.dumps(self._extra, sort_keys=True, default=str) if self._extra else None
-        return Model(name, extra, min((card.max_model_len for card in cards if card.max_model_len), default=None))
+        revision = request_revision(self._spec)
+        return Model(name, revision, min((card.max_model_len for card in cards if card.max_model_len), default=None))
 
     async def _list_models(self, session: aiohttp.ClientSession, url: str) -> list[_Card] | str:
         """The models of one server, or why it cannot say."""
@@ -126,7 +127,7 @@ class HttpEngine:
             if attempt:
                 await self._wait(attempt)
             try:
-                async with session.get(f"{url}/models", allow_redirects=False) as response:
+                async with session.get(f"{url}/models", allow_redirects=False, proxy=_proxy(url)) as response:
                     body = await _read(response)
                     status = response.status
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -198,9 +199,11 @@ class HttpEngine:
 
     async def _send(self, session: aiohttp.ClientSession, server: Server, path: str, body: bytes) -> Answer:
         """Send once. Raises :class:`_Failed` where it may go well the next time."""
-        headers = {"Content-Type": "application/json"}
+        headers, proxy = {"Content-Type": "application/json"}, _proxy(server.url)
         try:
-            async with session.post(server.url + path, data=body, headers=headers, allow_redirects=False) as response:
+            async with session.post(
+                server.url + path, data=body, headers=headers, allow_redirects=False, proxy=proxy
+            ) as response:
                 said = await _read(response)
                 status, pause = response.status, _pause(response.headers.get("Retry-After"))
         except aiohttp.ConnectionTimeoutError:
@@ -219,10 +222,11 @@ class HttpEngine:
 
     def _message(self, status: int, body: bytes) -> str:
         """What a server says about an error, short and without the key."""
-        text = body[:2000].decode("utf-8", "replace").strip()
+        text = body.decode("utf-8", "replace")
         with suppress(msgspec.DecodeError, RecursionError):
             text = _find_message(msgspec.json.decode(body)) or text
-        return self._hide(f"status {status}: {' '.join(text.split())[:500] or 'no reason given'}")
+        # hidden first: of a key that is cut in two, the first half would be shown
+        return f"status {status}: {' '.join(self._hide(text).split())[:500] or 'no reason given'}"
 
     def _describe(self, error: BaseException) -> str:
         if isinstance(error, TimeoutError):
@@ -331,7 +335,8 @@ def _find_card(url: str, cards: Sequence[_Card], name: str) -> _Card | None:
 def _raise_if_user_can_help(url: str, status: int, message: str) -> None:
     if status in (401, 403):
         raise UserError(
-            f"--engine {url}: {message}; set PIPELINE_API_KEY in the environment to a key that is valid there"
+            f"--engine {url}: {message}; set PIPELINE_API_KEY in the environment on this node ({platform.node()}) to a key "
+            "that is valid there; without it, OPENAI_API_KEY is used"
         )
     if status == 402:
         raise UserError(f"--engine {url}: {message}; the account behind the key has nothing left")
@@ -350,6 +355,18 @@ def _find_message(value: Any) -> str | None:
             if found := _find_message(value.get(key)):
                 return found
     return None
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a server; None for none.
+
+    aiohttp could look for it, but would then take keys out of ``~/.netrc`` too, and fails where there are two.
+    """
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxy = getproxies().get(parts.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 def _pause(header: str | None) -> float:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pipeline.engines.build import build_engine
-from pipeline.engines.protocol import Model
-from pipeline.engines.spec import EngineSpec
+from pipeline.engines.protocol import Model, NoServer
+from pipeline.engines.spec import EngineSpec, request_revision
+
+
+def pin(spec: EngineSpec) -> EngineSpec:
+    """The spec that all workers build their engines from: a hub model may get a new commit while they do.
+
+    To be called once, by whoever starts the workers, before :func:`identify`.
+    """
+    if spec.kind == "vllm":
+        from pipeline.engines.local_model import pinned
+
+        return pinned(spec)
+    return spec
 
 
 async def identify(spec: EngineSpec) -> Model:
     """What ``start`` of the engine will say, but for the context.
 
-    Raises :class:`pipeline.errors.UserError` where no server answers.
+    Where no server answers, the one named by ``--model`` is believed to: stored answers need no server.
+    Raises :class:`pipeline.errors.UserError` where no server answers and no model is named.
     """
     if spec.kind == "vllm":
         from pipeline.engines.local_model import model_of
@@ -19,5 +32,9 @@ async def identify(spec: EngineSpec) -> Model:
     engine = build_engine(spec)
     try:
         return await engine.start()
+    except NoServer:
+        if spec.model is None:
+            raise
+        return Model(spec.model, request_revision(spec))
     finally:
         await engine.close()

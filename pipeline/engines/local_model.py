@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -45,8 +47,23 @@ def model_of(spec: EngineSpec) -> Model:
     return Model(name, " ".join(details) or None)
 
 
+def pinned(spec: EngineSpec) -> EngineSpec:
+    """The spec with the commit that a hub model is at now, so that every engine that is built from it loads that one.
+
+    A directory, and a model of which no commit is known here, stay as they are.
+    """
+    assert spec.model is not None
+    args = dict(spec.args)
+    if Path(spec.model).expanduser().is_dir():
+        return spec
+    commit = find_commit(spec.model, args.get("revision"))
+    return spec if commit is None else replace(spec, args=tuple(sorted({**args, "revision": commit}.items())))
+
+
 def find_commit(name: str, revision: str | None) -> str | None:
     """The commit that a revision of a hub model stands for, from the hub or the local cache; None where neither knows."""
+    if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() == "true":
+        return revision  # another hub
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

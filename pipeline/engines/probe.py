@@ -54,7 +54,8 @@ async def probe(
 ) -> frozenset[Kind]:
     """The kinds of constraint, of those required and wished, that bind.
 
-    ``engine`` has been started and said ``model``. ``tokens``: what the longest request takes, prompt and answer.
+    ``engine`` has been started and said ``model``. ``tokens``: what the longest request takes at least, prompt
+    and answer.
     ``template``: arguments of the chat template that the requests will carry. A scripted engine is taken at its word.
     Raises :class:`UserError` where the engine cannot do what is required; :class:`EngineLost` where it dies meanwhile.
     """
@@ -79,7 +80,8 @@ async def probe(
         elif kind in required:
             raise UserError(
                 f"the engine does not keep to a constraint ({kind}) on the answers of {model.name}: {failure}; "
-                "use one that does, such as a current vLLM"
+                "use one that does, such as a current vLLM; a model that thinks first needs, in the recipe, "
+                "teacher: {template: {enable_thinking: false}}"
             )
     return frozenset(binding)
 
@@ -88,9 +90,9 @@ async def _check_context(engine: Engine, model: Model, asked: Request, tokens: i
     if model.context is not None:
         if tokens > model.context:
             raise UserError(
-                f"the context of {model.name} is {model.context} tokens, but the longest request takes {tokens}; "
-                "use a model or a server with a longer one (vllm: --engine-arg max_model_len=…), or a recipe with "
-                "shorter prompts"
+                f"the context of {model.name} is {model.context} tokens, but a request takes {tokens} and more, prompt and "
+                "answer; use a model or a server with a longer one (vllm: --engine-arg max_model_len=…), or let answers be "
+                "shorter (--set characters=…; table: --set rows=… too)"
             )
         return
     if not tokens:

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from pipeline.errors import UserError
+
 
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One chat message to or from a model."""
@@ -95,6 +97,10 @@ class Engine(Protocol):
 
 class EngineLost(Exception):
     """The engine has died, hangs or cannot be reached, after whatever retries it makes on its own."""
+
+
+class NoServer(UserError):
+    """No server answers at the addresses given, and none has so far."""
 
 
 class RequestRefused(Exception):

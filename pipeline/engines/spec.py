@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -10,6 +13,19 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipeline.errors import UserError
+
+#: Engine arguments that say how many parts a model is split in, each on its own GPUs.
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+#: Fields of a request that a server gets from the recipe or the planner, and the answer store keeps.
+_RESERVED = frozenset(
+    {"messages", "prompt", "temperature", "top_p", "seed", "max_tokens", "n", "stream"}
+    | {"structured_outputs", "response_format"}
+)
+#: Names of what nobody else may see. Arguments are kept with the run, sent to workers and shown. Names that count tokens
+#: are many; ``classifier_from_token`` is an override of a model's configuration.
+_SECRET = re.compile(
+    "secret|password|passphrase|authorization|credential|api_?key|access_key|(^|(?<!_from)_|access|auth)token$"
+)
 
 FORMS = "none, vllm, scripted:FILE or http://HOST:PORT/v1 (several with commas)"
 
@@ -39,7 +55,7 @@ class EngineSpec:
         if self.kind != "vllm":
             return 0
         args = dict(self.args)
-        return int(args.get("tensor_parallel_size", 1)) * int(args.get("pipeline_parallel_size", 1))
+        return math.prod(int(args.get(name, 1)) for name in _PARALLEL)
 
 
 def parse_spec(
@@ -70,7 +86,7 @@ def parse_spec(
     if engine == "vllm":
         if not model:
             raise UserError("--engine vllm: which model? Add --model with a hub name or a directory")
-        return _checked(EngineSpec(kind="vllm", **settings))
+        return checked(EngineSpec(kind="vllm", **settings))
     if engine.startswith("scripted:"):
         if not (file := engine.removeprefix("scripted:")):
             raise UserError("--engine scripted: which file? Write --engine scripted:FILE")
@@ -78,7 +94,8 @@ def parse_spec(
             raise UserError("--engine-arg: a scripted engine takes none")
         return EngineSpec(kind="scripted", where=(file,), **settings)
     if engine.startswith(("http://", "https://")):
-        return EngineSpec(kind="http", where=tuple(_checked_url(url.strip()) for url in engine.split(",")), **settings)
+        urls = tuple(_checked_url(url.strip()) for url in engine.split(","))
+        return checked(EngineSpec(kind="http", where=urls, **settings))
     raise UserError(f"--engine {engine}: no such engine; use {FORMS}")
 
 
@@ -90,22 +107,53 @@ def _parse_args(args: Sequence[str]) -> tuple[tuple[str, Any], ...]:
         if not equals or not name:
             raise UserError(f"--engine-arg {arg}: write KEY=VALUE, such as max_model_len=8192")
         if name in parsed:
-            raise UserError(f"--engine-arg {arg}: {name} is given twice")
+            raise UserError(f"--engine-arg {name}: is given twice")
         try:
             parsed[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UserError(f"--engine-arg {arg}: the value is no YAML; put it in quotes") from error
+            raise UserError(f"--engine-arg {name}: the value is no YAML; put it in quotes") from error
     return tuple(sorted(parsed.items()))
 
 
-def _checked(spec: EngineSpec) -> EngineSpec:
+def checked(spec: EngineSpec) -> EngineSpec:
+    """The spec, if its arguments may be what they are; for whoever has added some, such as those of a recipe.
+
+    Raises :class:`UserError` naming the argument; no value of a secret is repeated.
+    """
     for name, value in spec.args:
+        where = f"--engine-arg {name} (or engine: in the recipe)"
         if name == "model":
-            raise UserError("--engine-arg model: say --model instead")
+            raise UserError(f"{where}: say --model instead")
+        if secrets := [inner for inner in (name, *_names(value)) if _SECRET.search(inner.lower().replace("-", "_"))]:
+            raise UserError(
+                f"{where}: {secrets[0]} is a secret, and arguments are kept with the run; set it in the environment of every "
+                "worker instead: HF_TOKEN for the model hub, PIPELINE_API_KEY for a server"
+            )
+        if spec.kind == "http" and name in _RESERVED:
+            raise UserError(
+                f"{where}: every request has this field already; leave it out (for how answers are drawn, see teacher: in "
+                "the recipe, such as --set teacher.temperature=0.3)"
+            )
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if name in ("tensor_parallel_size", "pipeline_parallel_size") and not whole:
-            raise UserError(f"--engine-arg {name}={value}: must be a whole number of GPUs, at least 1")
+        if spec.kind == "vllm" and name in _PARALLEL and not whole:
+            raise UserError(f"{where}: {value} must be a whole number of GPUs, at least 1")
     return spec
+
+
+def request_revision(spec: EngineSpec) -> str | None:
+    """What tells a served model from another of its name: the fields that every request to it has beyond the usual."""
+    return json.dumps(dict(spec.args), sort_keys=True, default=str) if spec.args else None
+
+
+def _names(value: Any) -> Iterator[str]:
+    """All names inside a nested argument."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield str(name)
+            yield from _names(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _names(inner)
 
 
 def _checked_url(url: str) -> str:

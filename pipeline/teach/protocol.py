@@ -38,5 +38,12 @@ class Ask(Protocol):
         ...
 
 
-#: Parts of one conversation (only those that have a stream) to the segments of its plan.
-TeachingPlanner = Callable[[Sequence[Part], Ask], Awaitable[list[Segment]]]
+class TeachingPlanner(Protocol):
+    """Parts of one conversation (only those that have a stream) to the segments of its plan."""
+
+    @property
+    def longest(self) -> int:
+        """The largest ``max_tokens`` of any call that it makes."""
+        ...
+
+    def __call__(self, parts: Sequence[Part], ask: Ask, /) -> Awaitable[list[Segment]]: ...

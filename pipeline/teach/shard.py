@@ -96,10 +96,11 @@ def teaching_planner(recipe: Recipe) -> TeachingPlanner:
 
 
 def probe_for(recipe: Recipe) -> Probe:
-    """What a recipe needs of an engine: constraints that bind, and room for at least the prompt's own text."""
+    """What a recipe needs of an engine: constraints that bind, and room for the prompt's own text and the longest answer."""
     module = find_planner(recipe.planner)
     assert recipe.prompt is not None and recipe.teacher is not None
-    tokens = sum(map(len, recipe.prompt.templates.values())) // _CHARACTERS_PER_TOKEN
+    prompt = sum(map(len, recipe.prompt.templates.values())) // _CHARACTERS_PER_TOKEN
+    tokens = prompt + teaching_planner(recipe).longest
     template = recipe.teacher.template
 
     async def look(engine: Engine, model: Model) -> frozenset[str]:

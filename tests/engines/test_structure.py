@@ -7,13 +7,17 @@ must give a grid that validates.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import psutil
 import pytest
-from running import ROOT, pipeline, spawned
+from running import ROOT, assert_same, contents, finish, pipeline, spawned, start
 from samples import chat, raw
 
 from pipeline import open_dataset
+from pipeline.recipe import load_recipe
+from pipeline.teach.shard import teaching_planner
 
 CORPUS = ROOT / "examples" / "corpus"
 #: What the layout of each recipe has a stream for.
@@ -37,8 +41,45 @@ def test_random_weights_give_plans_that_parse_and_grids_that_validate(
     assert counts.quarantine_reasons.keys() <= {"no_stream_for_role"}, counts.quarantine_reasons
     assert (teacher["retried"], teacher["rejected"]) == (0, 0), ran.output
     assert teacher["accepted"] >= counts.converted
+    # what the probe makes sure there is room for
+    longest = teaching_planner(load_recipe(recipe, settings[1::2])).longest
+    assert all(0 < most <= longest for most in _most_tokens(tmp_path / "grids.answers"))
     checked = pipeline("validate", out, "--strict")
     assert checked.code == 0, checked.output
+
+
+def _most_tokens(answers: Path) -> list[int]:
+    lines = [line for file in answers.glob("*.jsonl") for line in file.read_bytes().splitlines()]
+    asked = [entry["request"] for line in lines if "request" in (entry := json.loads(line))]
+    assert asked
+    return [request["sampling"]["max_tokens"] for request in asked]
+
+
+def test_an_engine_killed_while_it_is_asked(tiny_model: Path, tmp_path: Path) -> None:
+    """The run replaces the engine and goes on, and a replay of its answers, without any engine, gives the same bytes."""
+    corpus = tmp_path / "chats.jsonl"
+    corpus.write_bytes(b"\n".join(raw(chat(f"What is {n} and {n}?", f"It is {2 * n}. So.")) for n in range(40)))
+    answers = tmp_path / "answers"
+    options = ["convert", "--input", corpus, "--recipe", "align", "--engine", "vllm", "--model", tiny_model, "--ray", "off",
+               "--engine-arg", "gpu_memory_utilization=0.3", "--concurrency", "2", "--answers", answers]  # fmt: skip
+    run = start([*options, "--out", tmp_path / "killed"], {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    try:
+        until = time.monotonic() + 120
+        while sum(file.read_bytes().count(b"\n") for file in answers.glob("*.jsonl")) < 4:
+            assert run.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        [engine] = [child for child in psutil.Process(run.pid).children() if "EngineCore" in " ".join(child.cmdline())]
+        engine.kill()
+        ran = finish(run)
+    finally:
+        run.kill()
+    assert ran.code == 0, ran.output
+    about = json.loads((tmp_path / "killed" / "run.json").read_text())["teacher"]
+    assert (about["engine_restarts"], about["accepted"]) == (1, 40), ran.output
+    again = pipeline(*options, "--out", tmp_path / "again")
+    assert again.code == 0, again.output
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["teacher"]["asked"] == 0
+    assert_same(tmp_path / "again", contents(tmp_path / "killed"))
 
 
 @pytest.mark.ray
@@ -48,7 +89,7 @@ def test_an_engine_in_a_ray_actor(tiny_model: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "chats.jsonl"
     corpus.write_bytes(b"\n".join(map(raw, lines)))
     options = ["convert", "--input", corpus, "--recipe", "align", "--engine", "vllm", "--model", tiny_model,
-               "--answers", tmp_path / "answers"]  # fmt: skip
+               "--engine-arg", "gpu_memory_utilization=0.3", "--answers", tmp_path / "answers"]  # fmt: skip
     ran = spawned(*options, "--out", tmp_path / "ray", "--ray", "local", "--workers", "1")
     assert ran.code == 0, ran.output
     again = spawned(*options, "--out", tmp_path / "again", "--ray", "off")

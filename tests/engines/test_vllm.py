@@ -4,6 +4,7 @@ otherwise."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -17,11 +18,12 @@ import psutil
 import pytest
 from tiny_model import CONTEXT
 
+from pipeline.engines import vllm
 from pipeline.engines.identify import identify
 from pipeline.engines.local_model import describe_directory
 from pipeline.engines.probe import probe
 from pipeline.engines.protocol import Answer, Constraint, EngineLost, Message, Request, RequestRefused, Sampling
-from pipeline.engines.spec import EngineSpec, parse_spec
+from pipeline.engines.spec import EngineSpec, checked, parse_spec
 from pipeline.engines.vllm import VllmEngine
 from pipeline.errors import UserError
 
@@ -180,7 +182,9 @@ def test_wrong_arguments_are_named_before_anything_is_loaded(model: str, arg: st
         VllmEngine(spec)
 
 
-def test_a_model_that_cannot_be_loaded_is_one_clear_sentence(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_one_clear_sentence(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for file in tiny_model.iterdir():
         if not file.name.startswith("config"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -190,6 +194,7 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_sentence(tmp_path: Path, tin
     with pytest.raises(UserError, match="cannot be loaded") as error:
         asyncio.run(VllmEngine(spec).start())
     assert "\n" not in str(error.value)
+    assert "once more" not in caplog.text  # it would be the same again
 
 
 def test_a_models_directory_is_known_by_its_content(tmp_path: Path, tiny_model: Path) -> None:
@@ -205,10 +210,26 @@ def test_a_models_directory_is_known_by_its_content(tmp_path: Path, tiny_model: 
     assert describe_directory(copy) != describe_directory(tiny_model)
 
 
+def test_of_vllms_own_arguments_only_the_token_is_a_secret() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    def is_refused(name: str) -> bool:
+        try:
+            checked(EngineSpec(kind="vllm", model="m", args=((name, 1),)))
+        except UserError:
+            return True
+        return False
+
+    assert set(filter(is_refused, AsyncEngineArgs.__dataclass_fields__)) == {"model", "hf_token"}
+
+
 # From here on the engine is hurt: these come last.
 
 
-def test_an_engine_whose_process_is_killed_is_lost_and_replaced_whole(together: _Together) -> None:
+def test_an_engine_whose_process_is_killed_is_lost_and_replaced_whole(
+    together: _Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first try at a new one meets what passes: a port that another has just taken."""
     engine, old = together.engine, together.engine.processes
     long = [_request(str(number), sampling=Sampling(max_tokens=900)) for number in range(8)]
     assert old and all(psutil.pid_exists(number) for number in old)
@@ -216,8 +237,18 @@ def test_an_engine_whose_process_is_killed_is_lost_and_replaced_whole(together: 
     assert {type(answer) for answer in found} == {EngineLost}
     with pytest.raises(EngineLost):
         together.run(engine.ask(_request()))
+    taken = [OSError(errno.EADDRINUSE, "address already in use")]
+    build = vllm._build
+
+    async def build_later(arguments: dict[str, Any]) -> Any:
+        if taken:
+            raise taken.pop()
+        return await build(arguments)
+
+    monkeypatch.setattr(vllm, "_build", build_later)
+    monkeypatch.setattr(vllm, "_PAUSE_SECONDS", 0.1)
     model = together.run(engine.start())
-    assert model.name == "tiny"
+    assert model.name == "tiny" and not taken
     assert not any(psutil.pid_exists(number) for number in old)
     assert together.answers(_request())[0].output_tokens == 40
 

@@ -59,6 +59,7 @@ class Planner:
                 f"use another layout, such as chat-think-3, or change its visibility"
             )
         self._align = Aligner(prompt, "system.jinja", "turn.jinja", options.max_segments, options.max_inputs)
+        self.longest = self._align.longest
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         edges = Edges(self._spoken)

@@ -45,6 +45,8 @@ class Aligner:
         self._turn = turn
         self._max_segments = max_segments
         self._max_inputs = max_inputs
+        #: The largest ``max_tokens`` of a call.
+        self.longest = _most_tokens(_longest_answer(max_segments, max_inputs))
 
     async def __call__(
         self, ask: Ask, earlier: Sequence[Part], inputs: Sequence[Piece], written: Sequence[Written]
@@ -87,7 +89,7 @@ class Aligner:
         prompt = self._prompt.render(
             self._turn, earlier=shown_parts(earlier), inputs=inputs, outputs=outputs, count=count
         )
-        longest = dict.fromkeys(_keys(count), len(inputs))
+        longest = _longest_answer(count, len(inputs))
 
         def parse(text: str) -> list[int]:
             return _parse(text, count, len(inputs))
@@ -96,11 +98,19 @@ class Aligner:
             [self._system, Message("user", prompt)],
             Constraint("json", answer_schema(count, len(inputs))),
             parse,
-            # A token is at least a byte; with the blanks that an engine may put after commas and colons, and the end.
-            max_tokens=len(json.dumps(longest)) + 8,
+            max_tokens=_most_tokens(longest),
             example=json.dumps(longest, separators=(",", ":")),
         )
         return needs
+
+
+def _longest_answer(outputs: int, inputs: int) -> dict[str, int]:
+    return dict.fromkeys(_keys(outputs), inputs)
+
+
+def _most_tokens(answer: dict[str, int]) -> int:
+    """A token is at least a byte; with the blanks that an engine may put after commas and colons, and the end."""
+    return len(json.dumps(answer)) + 8
 
 
 def answer_schema(outputs: int, inputs: int) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Planner:
         self._prompt = prompt
         self._every = options.every
         self._remarks = Remarks("notes", options.notes, options.characters)
+        self.longest = max(self._remarks.max_tokens, _verdict_tokens(options.characters))
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         edges = Edges(self._spoken)
@@ -109,7 +110,7 @@ class Planner:
             after,
             Constraint("json", _verdict_schema(characters)),
             lambda text: _parse_verdict(text, characters),
-            max_tokens=TOKENS_PER_CHARACTER * characters + 64,
+            max_tokens=_verdict_tokens(characters),
             example='{"reason":"…","verdict":"correct"}',
         )
         thread.say(verdict.text, thought=False)
@@ -136,6 +137,11 @@ def _check_layout(layout: Layout, name: str) -> None:
                 f"planner audit: in layout '{layout.name}' the auditor's stream, '{name}', may not read {role} parts "
                 f"('{target}'); let it, under visibility.{name}, or use solve-audit-3"
             )
+
+
+def _verdict_tokens(characters: int) -> int:
+    """No valid verdict is longer."""
+    return TOKENS_PER_CHARACTER * characters + 64
 
 
 def _verdict_schema(characters: int) -> dict[str, object]:

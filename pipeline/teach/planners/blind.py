@@ -75,6 +75,7 @@ class Planner:
             self._align = Aligner(
                 prompt, "align-system.jinja", "align-turn.jinja", options.max_segments, options.max_inputs
             )
+        self.longest = max(self._remarks.max_tokens, self._align.longest if self._align else 0)
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         edges = Edges(self._spoken)

@@ -73,6 +73,7 @@ class Planner:
             characters=table.characters,
         )
         self._system = Message("system", system)
+        self.longest = table.max_tokens
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         seed = parts if self._whole else [part for part in parts if part.role == "user"][:1] or parts[:1]
