@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -36,6 +36,8 @@ _WINDOW_PER_ACTOR = 2
 _TALKERS = 4
 #: After this many seconds without any worker it is said what is waited for, and again each time.
 _PATIENCE = 30.0
+#: Where an autoscaler has no limit.
+_ENDLESS = 1 << 20
 
 
 class RayPool:
@@ -57,11 +59,11 @@ class RayPool:
         self._notice = notice
         self._taught = taught
         _connect(address, workers)
-        cpus, gpus = _most("CPU"), _most("GPU")
+        room = _room()
         # Where there are no GPUs at all, an engine runs on the CPU.
-        self.gpus = engine.gpus if engine is not None and gpus else 0
-        self.workers = workers or _default_workers(engine, cpus, gpus // self.gpus if self.gpus else None)
-        problem = _too_small(self.workers, cpus, self.gpus, gpus)
+        self.gpus = engine.gpus if engine is not None and room.gpus else 0
+        self.workers = workers or _default_workers(engine, room, self.gpus)
+        problem = _too_small(self.workers, room, self.gpus)
         if problem is not None:
             ray.shutdown()
             raise UserError(problem)
@@ -151,14 +153,14 @@ class RayPool:
         """Say what is waited for, or stop where it can never come."""
         if any(slot.started for slot in slots):
             return
-        cpus, gpus = _most("CPU"), _most("GPU")
-        problem = _too_small(1, cpus, self.gpus, gpus)
+        room = _room()
+        problem = _too_small(1, room, self.gpus)
         if problem is not None:
             raise UserError(f"{problem}. Finished shards are kept")
         free = ray.available_resources()
-        needed = f"{int(free.get('CPU', 0))} of the cluster's {cpus} CPUs"
+        needed = f"{int(free.get('CPU', 0))} of the cluster's {room.cpus} CPUs"
         if self.gpus:
-            needed += f" and {int(free.get('GPU', 0))} of its {gpus} GPUs"
+            needed += f" and {int(free.get('GPU', 0))} of its {room.gpus} GPUs"
         self._notice(f"waiting for a worker: {needed} are free")
 
     def __enter__(self) -> Self:
@@ -274,7 +276,8 @@ def _connect(address: str, workers: int | None) -> None:
     """Start or join a cluster, quietly."""
     # Usage reports and authentication are the cluster's business; a cluster that is started here needs neither.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers ask for no GPU and so shall see none; without this Ray warns that it will become so.
+    # Whether a worker that asks for no GPU still sees those of its node: 0 says that it does, which newer versions of Ray
+    # take for granted and older ones warn about if nothing is said. Such a worker of ours uses none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     own: dict[str, Any] = {}
     try:
@@ -289,41 +292,91 @@ def _connect(address: str, workers: int | None) -> None:
         raise UserError(f"--ray {address}: {verb}: {_reason(error)}. --ray off converts in this process") from None
 
 
-def _most(resource: str) -> int:
-    """The CPUs or GPUs of the cluster, those included that an autoscaler would add."""
+class Nodes(NamedTuple):
+    """So many nodes that are alike; the CPUs and GPUs of each."""
+
+    number: int
+    cpus: int
+    gpus: int
+
+
+class Room(NamedTuple):
+    """What a cluster has, those nodes included that an autoscaler would add."""
+
+    nodes: tuple[Nodes, ...]
+
+    @property
+    def cpus(self) -> int:
+        """All CPUs."""
+        return sum(nodes.number * nodes.cpus for nodes in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """All GPUs."""
+        return sum(nodes.number * nodes.gpus for nodes in self.nodes)
+
+    def engines(self, gpus_each: int) -> int:
+        """How many workers with an engine there is room for: each needs a CPU and all its GPUs on one node."""
+        return sum(nodes.number * min(nodes.gpus // gpus_each, nodes.cpus) for nodes in self.nodes)
+
+
+def _room() -> Room:
+    """The nodes that are alive, or those that the cluster's autoscaler may have at most, where that is more.
+
+    Which of the nodes that are alive are among those cannot be told, so the two are not added.
+    """
+    alive = [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return max(Room(tuple(alive)), Room(tuple(_scaled())), key=lambda room: (room.gpus, room.cpus))
+
+
+def _node(resources: Mapping[str, float], number: int = 1) -> Nodes:
+    return Nodes(number, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+
+
+def _scaled() -> Iterator[Nodes]:
+    """The kinds of nodes that the autoscaler may add, each as often as it may."""
     from ray._private.state import state  # what Ray's own libraries ask; there is no public way
 
-    scaled = state.get_max_resources_from_cluster_config() or {}
-    return int(max(ray.cluster_resources().get(resource, 0), scaled.get(resource, 0)))
+    config = state.get_cluster_config()
+    for group in config.node_group_configs if config is not None else ():
+        # -1: without end
+        yield _node(
+            {name: each if each >= 0 else _ENDLESS for name, each in group.resources.items()},
+            group.max_count if group.max_count >= 0 else _ENDLESS,
+        )
 
 
-def _default_workers(engine: EngineSpec | None, cpus: int, engines: int | None) -> int:
-    """As many workers as the cluster has room for. ``engines``: those that its GPUs hold; None without GPUs."""
+def _default_workers(engine: EngineSpec | None, room: Room, gpus_each: int) -> int:
+    """As many workers as the cluster has room for. ``gpus_each``: 0 where there are no GPUs for the engine."""
     if engine is None:
-        return max(cpus, 1)
-    if engines is not None:
-        return max(min(engines, cpus), 1)
-    return 1 if engine.kind == "vllm" else max(min(cpus, _TALKERS), 1)  # on CPUs, one engine takes all of them
+        return max(room.cpus, 1)
+    if gpus_each:
+        return max(room.engines(gpus_each), 1)
+    return 1 if engine.kind == "vllm" else max(min(room.cpus, _TALKERS), 1)  # on CPUs, one engine takes all of them
 
 
-def _too_small(workers: int, cpus: int, gpus_each: int, gpus: int) -> str | None:
+def _too_small(workers: int, room: Room, gpus_each: int) -> str | None:
     """What is missing for so many workers; None where nothing is."""
-    if workers > cpus:
-        remedy = f"Use --workers {cpus} or add nodes" if cpus else "Add nodes that have CPUs"
+    if workers > room.cpus:
+        remedy = f"Use --workers {room.cpus} or add nodes" if room.cpus else "Add nodes that have CPUs"
         return (
-            f"--workers {workers}: each worker takes one CPU, and the Ray cluster has {cpus}; "
-            f"{workers - cpus} missing. {remedy}"
+            f"--workers {workers}: each worker takes one CPU, and the Ray cluster has {room.cpus}; "
+            f"{workers - room.cpus} missing. {remedy}"
         )
-    missing = workers * gpus_each - gpus
-    if missing > 0:
-        room = gpus // gpus_each
-        remedy = f"Use --workers {room}, or add" if room else "Use smaller tensor_parallel_size, or add"
-        return (
-            f"--workers {workers}: each engine takes {gpus_each} GPU{'s' if gpus_each > 1 else ''} "
-            f"(tensor_parallel_size × pipeline_parallel_size), and the Ray cluster has {gpus}; {missing} missing. "
-            f"{remedy} nodes with GPUs"
-        )
-    return None
+    if not gpus_each or workers <= (engines := room.engines(gpus_each)):
+        return None
+    largest = max([nodes.gpus for nodes in room.nodes], default=0)
+    if engines:
+        has, remedy = f"room for {engines}", f"Use --workers {engines}, or add"
+    elif largest < gpus_each:
+        has, remedy = f"no node with more than {largest}", "Use smaller tensor_parallel_size, or add"
+    else:
+        has, remedy = "no node with so many and a CPU for the worker", "Add"
+    return (
+        f"--workers {workers}: each engine takes {gpus_each} GPU{'s' if gpus_each > 1 else ''} of one node "
+        f"(tensor_parallel_size × pipeline_parallel_size), and the Ray cluster has {has} (all in all {room.gpus} GPUs). "
+        f"{remedy} nodes with {'GPUs' if gpus_each == 1 else f'{gpus_each} GPUs or more'}"
+    )
 
 
 def _name(task: Task) -> str:

@@ -32,7 +32,7 @@ class Progress:
         self._bar: FactsBar | None = None
         self._task: TaskID | None = None
         self._doing = ""
-        self._workers = 1
+        self._places = 1
         self._began = time.monotonic()
         self._next_line = 0.0
         self._total = 0
@@ -41,6 +41,8 @@ class Progress:
         self.counts = Counts()
         #: Shards that an earlier run had finished.
         self.kept_shards = 0
+        #: What this run has converted; not the shards that an earlier one had finished.
+        self.counts_now = Counts()
         #: Tokens converted by this run.
         self.tokens_now = 0
         #: The largest memory of any worker, in bytes.
@@ -74,10 +76,10 @@ class Progress:
         """Workers are being started, which takes seconds."""
         self._begin("starting workers", 0)
 
-    def begin_convert(self, total: int, where: str, workers: int = 1) -> None:
-        """Conversion of ``total`` bytes of input begins."""
+    def begin_convert(self, total: int, where: str, places: int = 1) -> None:
+        """Conversion of ``total`` bytes of input begins. ``places``: the requests that all engines together have room for."""
         self._begin("converting", total)
-        self._workers = workers
+        self._places = places
         if self._console is not None and not self._console.is_terminal:
             self.notice(f"converting {_size(total)} of input, {where}")
 
@@ -91,6 +93,7 @@ class Progress:
     def finished(self, done: Done) -> None:
         """A shard has been converted."""
         self.counts += done.shard.counts
+        self.counts_now += done.shard.counts
         self.tokens_now += done.shard.tokens
         self.peak_rss = max(self.peak_rss, done.peak_rss)
         if done.taught is not None:
@@ -121,6 +124,12 @@ class Progress:
         """What asking models has cost so far, over all workers; None where none was asked."""
         counters = [taught.counters for taught in self._teachers.values()]
         return sum(counters[1:], counters[0]) if counters else None
+
+    @property
+    def occupancy(self) -> float:
+        """How full the engines have been: requests in flight, of those that they have room for, averaged over time."""
+        asked = self.asked
+        return min(asked.flight_seconds / max(self.seconds * self._places, 1e-9), 1.0) if asked is not None else 0.0
 
     @property
     def _done_bytes(self) -> float:
@@ -174,13 +183,13 @@ class Progress:
             return ("starting the engine",)
         seconds = max(self.seconds, 1e-9)
         prompt, cached, output = asked.prompt_tokens, asked.cached_tokens, asked.output_tokens
-        busy = min(asked.busy_seconds / (seconds * self._workers), 1.0)
+        lost = f" · lost {asked.restarts} time{'s' if asked.restarts > 1 else ''}" if asked.restarts else ""
         return (
             f"{asked.accepted:,} accepted · {asked.retried:,} retried · {asked.rejected:,} rejected · "
-            f"{asked.in_flight} in flight",
+            f"{self.counts.quarantined:,} quarantined",
             f"tokens/s: {_count(prompt / seconds)} prompt ({_count(cached / seconds)} cached), "
-            f"{_count(output / seconds)} output · engine busy {busy:.0%}",
-            *([f"engine lost {asked.restarts} time{'s' if asked.restarts > 1 else ''}"] if asked.restarts else ()),
+            f"{_count(output / seconds)} output",
+            f"engine: {asked.in_flight} in flight · occupancy {self.occupancy:.0%}{lost}",
         )
 
     def _remaining(self) -> str:

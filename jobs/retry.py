@@ -6,11 +6,12 @@ The shards without any are kept by their commits, so this is an ordinary run tha
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from jobs.run import ROUNDS, RunOptions
 from pipeline.engines.spec import EngineSpec
-from pipeline.errors import UserError
+from pipeline.errors import Reason, UserError
 from pipeline.grid.tokens import Tokenizer
 from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.recipe import Recipe, from_manifest
@@ -36,9 +37,12 @@ def quarantined(location: str) -> int:
     return sum((out.get(name) or b"").count(b"\n") for name in out.names(folder))
 
 
-def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
+def retry_options(
+    location: str, workers: int | None, ray: str, engine: EngineSpec | None = None, answers: str | None = None
+) -> RunOptions:
     """The options of the run that retries the dataset at ``location``.
 
+    ``engine``, ``answers``: instead of those of the last run, which may have moved.
     Raises :class:`UserError` where there is no dataset, nothing in quarantine, or an input is gone.
     """
     out = Place(location)
@@ -59,8 +63,8 @@ def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
         recipe=recipe,
         tokenizer=Tokenizer(about["tokenizer"], identity["tokenizer"], tokenizer.decode()),
         plans=about.get("plans"),
-        engine=_engine(about.get("engine")),
-        answers=about.get("answers"),
+        engine=_engine(about.get("engine"), engine),
+        answers=answers or about.get("answers"),
         rounds=_rounds(out, recipe),
         workers=workers,
         ray=ray,
@@ -71,6 +75,9 @@ def retry_options(location: str, workers: int | None, ray: str) -> RunOptions:
 def _rounds(out: Place, recipe: Recipe) -> int:
     """One round of questions more than the records that are to be tried again have had: their answers are kept, and would
     be as invalid as before. A retry that goes on has as many as when it began.
+
+    A round ends with its last attempt, or with a request that is refused: who was refused has had at most as many rounds
+    as answers. More rounds than needed cost nothing but attempts.
     """
     if recipe.teacher is None:
         return 1
@@ -80,13 +87,19 @@ def _rounds(out: Place, recipe: Recipe) -> int:
     had = 0
     for name in out.names(folder):
         for line in (out.get(name) or b"").splitlines():
-            had = max(had, len(json.loads(line).get("answers", ())))
-    return 1 + -(-had // recipe.teacher.attempts)
+            document = json.loads(line)
+            said = len(document.get("answers", ()))
+            full = 1 if document["reason"] == Reason.TEACHER_REFUSED else recipe.teacher.attempts
+            had = max(had, -(-said // full))
+    return 1 + had
 
 
-def _engine(known: dict[str, Any] | None) -> EngineSpec | None:
+def _engine(known: dict[str, Any] | None, given: EngineSpec | None) -> EngineSpec | None:
+    """The engine of the last run, or the one that is given instead, with as much patience and as many requests at a time."""
     if known is None:
-        return None
+        return given
+    if given is not None:
+        return replace(given, concurrency=known["concurrency"], timeout=known["timeout"])
     return EngineSpec(
         **known | {"where": tuple(known["where"]), "args": tuple((key, value) for key, value in known["args"])}
     )

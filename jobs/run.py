@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -29,6 +29,9 @@ from pipeline.store.format import WORK
 from pipeline.store.manifest import Input, Manifest, Shard
 from pipeline.store.place import Place
 from pipeline.store.plans import StoredPlans
+
+if TYPE_CHECKING:
+    from jobs.teaching import TeacherSetup
 
 #: How many times a retry that is under way may have a question asked.
 ROUNDS = f"{WORK}/rounds"
@@ -87,7 +90,8 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         recipe = planned_by(recipe, planned)
     teacher = None
     if planned is None:
-        teacher = teacher_setup(recipe, options.engine, options.answers, options.out, options.rounds)
+        here = options.ray in ("off", "local")
+        teacher = teacher_setup(recipe, options.engine, options.answers, options.out, options.rounds, here)
     answering = planned.teacher if planned is not None else teacher and as_teacher(teacher.model)
     files = [file for file in options.files if not out.holds(file.location)]  # `--input . --out ./grids`
     if plans is not None and plans.place.path() == out.path():
@@ -125,8 +129,8 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             shards,
         )
         converted = len(shards) - progress.kept_shards
-        asked = None if teacher is None else cost(teacher, progress, made.counts, executor)
-        about = _run_json(options, files, started, converted, executor.lost, progress, asked)
+        asked = None if teacher is None else cost(teacher, progress, executor)
+        about = _run_json(options, teacher, files, started, converted, executor.lost, progress, asked)
         commit.finish(out, made, tokenizer.json, about)
     return Summary(made, options.out, time.time() - started, converted, executor.lost, asked)
 
@@ -182,7 +186,8 @@ def _convert(
     progress.begin_workers()
     engine = setup.teacher.engine if setup.teacher is not None else None
     with _executor(options, size, engine, progress) as executor:
-        progress.begin_convert(size, executor.description, executor.workers)
+        places = executor.workers * (engine.concurrency if engine is not None else 1)
+        progress.begin_convert(size, executor.description, places)
         for result in executor.run(setup, missing()):
             shards[result.number] = result.shard
             progress.finished(result)
@@ -208,6 +213,7 @@ def _executor(options: RunOptions, size: int, engine: EngineSpec | None, progres
 
 def _run_json(
     options: RunOptions,
+    teacher: TeacherSetup | None,
     files: Sequence[InputFile],
     started: float,
     converted: int,
@@ -221,8 +227,10 @@ def _run_json(
         "inputs": {file.name: redact(file.location) for file in files},
         "plans": redact(options.plans) if options.plans else None,
         "tokenizer": options.tokenizer.name,
-        "engine": asdict(options.engine) if options.engine is not None else None,
-        "answers": options.answers,
+        # What a retry asks: with the recipe's arguments, which the manifest does not hold. Answers that are beside the
+        # dataset stay there when both are moved.
+        "engine": asdict(teacher.engine) if teacher is not None else None,
+        "answers": teacher.answers if teacher is not None and options.answers is not None else None,
         "teacher": asked,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 3),

@@ -5,7 +5,8 @@
 
 The options are those of ``pipeline convert``. A job runs in a copy of the working directory that is deleted after it, so
 a relative path, which would be read from there or lost with it, is refused. A job that ends early can be submitted again:
-it resumes.
+it resumes. Engine processes that end with a worker which is killed (:mod:`pipeline.engines.parent`) need this package
+installed on every node: vLLM finds what watches the worker among installed packages, not in a copy that a job brings.
 """
 
 from __future__ import annotations

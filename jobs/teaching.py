@@ -30,6 +30,8 @@ SHARDS_AT_ONCE = 2
 _GRACE_SECONDS = 20.0
 #: Engines find out by themselves what hangs, and try again; this is for one that does not.
 _PATIENCE = 3
+#: Engines that end every wait of their own, which may be long: a server says with ``Retry-After`` when it has time.
+_OWN_PATIENCE = frozenset({"http"})
 #: How often an engine may be lost without an answer in between. Servers have been asked eight times by then, each time.
 _LOSSES = {"vllm": 8, "http": 2, "scripted": 8}
 
@@ -67,24 +69,26 @@ class Teacher:
         self._name = uuid.uuid4().hex
         self._planned: dict[int, float] = {}
         self._closed = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
-        self._thread.start()
         spec = setup.engine
+        # What can fail comes first, and what must be let go afterwards: nothing of it is left where this raises.
+        self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
+        engine, probe = build_engine(spec), probe_for(recipe)
         self._store = AnswerStore(setup.answers)
         self._asker = Asker(
-            build_engine(spec),
+            engine,
             self._store,
             recipe.teacher,
             model=setup.model,
             concurrency=spec.concurrency,
-            timeout=_PATIENCE * spec.timeout,
+            timeout=None if spec.kind in _OWN_PATIENCE else _PATIENCE * spec.timeout,
             losses=_LOSSES[spec.kind],
-            probe=probe_for(recipe),
+            probe=probe,
             warm_up=True,
             rounds=setup.rounds,
         )
-        self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
+        self._thread.start()
 
     def plan(self, number: int, file: str, format_name: str, records: Sequence[Record], input_bytes: int) -> Plans:
         """The plans of one shard, which stands for ``input_bytes`` of input."""
@@ -118,6 +122,8 @@ class Teacher:
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(_GRACE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_GRACE_SECONDS)
+        if not self._thread.is_alive():  # else what hangs there is left to the end of the process
+            self._loop.close()
 
     async def _shut(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

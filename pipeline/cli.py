@@ -212,9 +212,11 @@ def prompt(recipe: str, inputs: tuple[str, ...], limit: int, as_json: bool, no_p
 
     found = prompts(resolve_inputs(inputs), _recipe(recipe, **options), limit)
     if as_json:
-        for record_id, calls in found:
+        for record_id, calls, rejected in found:
             for call in calls:
                 _print_json_line({"id": record_id, **call._asdict()})
+            if rejected is not None:
+                _print_json_line({"id": record_id, "reason": rejected.reason, "message": rejected.message})
     else:
         _page(lambda width: prompt_lines(found, width), no_pager)
 
@@ -309,16 +311,28 @@ def export(dataset: str, out: str, form: str) -> None:
 @click.argument("dataset", metavar="DIR")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes  [default: one per CPU]")
 @click.option("--ray", default="auto", show_default=True, metavar="auto|local|off|ADDRESS", help="As in convert.")
-def retry(dataset: str, workers: int | None, ray: str) -> None:
+@click.option(
+    "--engine",
+    default="none",
+    metavar="vllm|URL",
+    help="What answers, where the one of the last run has moved; it must serve the same model.",
+)
+@click.option("--model", metavar="NAME", help="As in convert; only with --engine.")
+@click.option(
+    "--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="As in convert; only with --engine."
+)
+@click.option("--answers", metavar="DIR", help="Where answers are kept, where that has moved.")  # fmt: skip
+def retry(dataset: str, workers: int | None, ray: str, answers: str | None, **options: Any) -> None:
     """Convert again the shards that have records in quarantine.
 
-    For records whose reason has gone since: a newer version reads more formats. A teacher whose answers were all invalid
-    is asked again. The input must still be there.
+    For records whose reason has gone since: a newer version reads more formats. A teacher that refused, or whose answers
+    were all invalid, is asked again. The input must still be there.
     """
     from jobs.retry import quarantined, retry_options
 
+    engine = _engine(concurrency=None, engine_timeout=None, **options)
     before = quarantined(dataset)
-    _run(lambda: retry_options(dataset, workers, ray), before)
+    _run(lambda: retry_options(dataset, workers, ray, engine, answers), before)
 
 
 @cli.command()

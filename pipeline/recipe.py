@@ -18,7 +18,7 @@ import msgspec
 import yaml
 
 from pipeline import schema
-from pipeline.engines.spec import EngineSpec
+from pipeline.engines.spec import EngineSpec, checked
 from pipeline.errors import UserError
 from pipeline.layout import Layout
 from pipeline.layout_file import load_layout
@@ -223,7 +223,9 @@ def _sections() -> dict[str, Any]:
 def engine_for(recipe: Recipe, engine: EngineSpec | None, answers: str | None) -> EngineSpec | None:
     """The engine with the recipe's arguments, of which those of the command line win; None where no model is asked.
 
-    Raises :class:`UserError` where engine and planner do not go together.
+    The recipe's arguments are those of vLLM's engine: they are for ``vllm`` alone, and a server, which has been given its
+    own, is sent nothing of them.
+    Raises :class:`UserError` where engine and planner do not go together, or an argument is wrong.
     """
     if recipe.prompt is None:
         if engine is not None or answers is not None:
@@ -238,4 +240,6 @@ def engine_for(recipe: Recipe, engine: EngineSpec | None, answers: str | None) -
             f"--recipe {recipe.name}: the planner {recipe.planner} asks a model. Add --engine vllm --model NAME, or "
             f"--engine http://HOST:PORT/v1; or --plans DIR to schedule plans again that were made before"
         )
-    return replace(engine, args=tuple(sorted({**recipe.engine, **dict(engine.args)}.items())))
+    if engine.kind != "vllm":
+        return engine
+    return checked(replace(engine, args=tuple(sorted({**recipe.engine, **dict(engine.args)}.items()))))

@@ -62,8 +62,8 @@ def _asking(cost: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"{cost['prompt_tokens_per_conversation']:,.0f}", f"prompt tokens a conversation{cached}"
     yield (
         f"{cost['output_tokens_per_conversation']:,.0f}",
-        f"output tokens a conversation, {cost['output_tokens_per_second']:,.0f} a second, engine busy "
-        f"{cost['engine_occupancy']:.0%} of the time",
+        f"output tokens a conversation, {cost['output_tokens_per_second']:,.0f} a second, engine occupancy "
+        f"{cost['engine_occupancy']:.0%}",
     )
     if cost["gpu_seconds_per_1000_conversations"] is not None:
         yield f"{cost['gpu_seconds_per_1000_conversations']:,.0f}", "GPU seconds per thousand conversations"

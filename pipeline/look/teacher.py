@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Self
+from contextlib import ExitStack
+from typing import NamedTuple, Self
 
 from rich.text import Text
 
 from pipeline.engines.build import build_engine
-from pipeline.engines.identify import identify
+from pipeline.engines.identify import identify, pin
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import Rejected, UserError
 from pipeline.look.asking import Call, Watch, call_lines, plan_lines
@@ -39,35 +40,39 @@ class PreviewTeacher:
         assert recipe.prompt is not None and recipe.teacher is not None
         prompt = recipe.prompt
         self._recipe = recipe
-        self._runner = asyncio.Runner()
-        self._forgotten = tempfile.TemporaryDirectory()
-        self._store = AnswerStore(answers or self._forgotten.name)
-        self._asker = Asker(
-            build_engine(spec),
-            self._store,
-            recipe.teacher,
-            model=self._runner.run(identify(spec)),
-            concurrency=spec.concurrency,
-            probe=probe_for(recipe),
-        )
         self._watches: dict[str, Watch] = {}
         self._plans: dict[str, Plan | Rejected] = {}
         self._parts: dict[str, list[Part]] = {}
 
         def ask_for(record_id: str) -> Watch:
-            watch = self._watches[record_id] = Watch(self._asker.conversation(prompt))
+            watch = self._watches[record_id] = Watch(asker.conversation(prompt))
             return watch
 
         self._teacher = ShardTeacher(recipe, ask_for, spec.concurrency)
+        spec = pin(spec)
+        with ExitStack() as held:  # let go of in reverse, also where one of these steps fails
+            folder = answers or held.enter_context(tempfile.TemporaryDirectory())
+            runner = self._runner = held.enter_context(asyncio.Runner())
+            model = runner.run(identify(spec))
+            engine = build_engine(spec)
+            store = AnswerStore(folder)
+            held.callback(lambda: runner.run(store.close()))
+            asker = Asker(
+                engine,
+                store,
+                recipe.teacher,
+                model=model,
+                concurrency=spec.concurrency,
+                probe=probe_for(recipe),
+            )
+            held.callback(lambda: runner.run(asker.close()))
+            self._held = held.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._runner.run(self._asker.close())
-        self._runner.run(self._store.close())
-        self._runner.close()
-        self._forgotten.cleanup()
+        self._held.close()
 
     def plan(self, cut: Cut, found: Sequence[Record]) -> Plans:
         """The plans of some records."""
@@ -90,8 +95,18 @@ class PreviewTeacher:
             yield from plan_lines(plan, self._parts[record_id], width)
 
 
-def prompts(files: Sequence[InputFile], recipe: Recipe, limit: int) -> Iterator[tuple[str, list[Call]]]:
-    """For the first ``limit`` records that would be converted: id and calls, each answered with a valid example."""
+class Prompted(NamedTuple):
+    """What would be asked about one record."""
+
+    id: str
+    #: Each answered with a valid example.
+    calls: list[Call]
+    #: Why there are no more calls, where the planner gives the record up, whatever is answered.
+    rejected: Rejected | None
+
+
+def prompts(files: Sequence[InputFile], recipe: Recipe, limit: int) -> Iterator[Prompted]:
+    """What would be asked about the first ``limit`` records that a plan would be made for."""
     if recipe.prompt is None:
         raise UserError(f"recipe {recipe.name}: the planner {recipe.planner} asks no model, so there is no prompt")
     planner = teaching_planner(recipe)
@@ -103,22 +118,28 @@ def prompts(files: Sequence[InputFile], recipe: Recipe, limit: int) -> Iterator[
                 if parts is None:
                     continue
                 recorder = PromptRecorder()
-                asyncio.run(planner(parts, recorder))  # type: ignore[arg-type]
+                rejected = None
+                try:
+                    asyncio.run(planner(parts, recorder))  # type: ignore[arg-type]
+                except Rejected as reason:
+                    rejected = reason
                 calls = [Call(c.messages, c.constraint, c.max_tokens, (c.example,)) for c in recorder.calls]
-                yield f"{cut.file}:{record.number}", calls
+                yield Prompted(f"{cut.file}:{record.number}", calls, rejected)
                 left -= 1
                 if not left:
                     return
 
 
-def prompt_lines(found: Iterator[tuple[str, list[Call]]], width: int) -> Iterator[Text]:
+def prompt_lines(found: Iterator[Prompted], width: int) -> Iterator[Text]:
     """The lines that show prompts. Raises :class:`UserError` where there are none."""
     nothing = True
-    for record_id, calls in found:
+    for record_id, calls, rejected in found:
         nothing = False
         yield Text(visible(record_id), style="bold")
         yield from call_lines(calls, width, answered=False)
-        if not calls:
+        if rejected is not None:
+            yield Text(visible(f"quarantine: {rejected}"), style="yellow")
+        elif not calls:
             yield Text("nothing is asked about this conversation", style="yellow")
     if nothing:
         raise UserError("no record of the input would be converted with this recipe; 'pipeline preview' says why")

@@ -19,6 +19,10 @@ import msgspec
 
 from pipeline.engines.protocol import Answer, Model, Request
 
+#: The finish reason of what an engine will never answer: the text says why. It is kept like an answer, because whether a
+#: conversation is planned hangs on it.
+REFUSED = "refused"
+
 _KEY = re.compile(rb'\{"key":"([0-9a-f]{64})","model":')
 
 

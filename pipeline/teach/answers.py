@@ -106,8 +106,8 @@ class _Wish(NamedTuple):
     granted: asyncio.Future[Answer | None]
 
 
-def check_place(location: str) -> None:
-    """Look whether a store can be at a place, without making or reading one.
+def check_place(location: str) -> str:
+    """Look whether a store can be at a place, without making or reading one; the place, as processes elsewhere name it.
 
     Raises :class:`UserError` where answers cannot be kept there.
     """
@@ -118,6 +118,7 @@ def check_place(location: str) -> None:
     needed = os.R_OK | os.X_OK if there == folder else os.W_OK | os.X_OK
     if not os.access(there, needed):
         raise UserError(f"--answers {folder}: no permission to {'read' if there == folder else 'write to'} {there}")
+    return str(folder)
 
 
 def _folder(location: str) -> Path:
@@ -153,13 +154,16 @@ class AnswerStore:
         self._waiting: list[_Wish] = []
         self._flushing: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "answers")
+        self._journal = -1
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._journal = self._open_journal()
             with self._locked(exclusive=False):
                 self._catch_up()
-        except OSError as error:
-            raise self._unusable(error) from None
+        except (OSError, UserError) as error:
+            if self._journal >= 0:
+                os.close(self._journal)
+            raise (self._unusable(error) if isinstance(error, OSError) else error) from None
 
     def __len__(self) -> int:
         return len(self._index)

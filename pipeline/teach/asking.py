@@ -16,7 +16,7 @@ import msgspec
 
 from pipeline.engines.protocol import Answer, Engine, EngineLost, Model, Request, RequestRefused
 from pipeline.errors import UserError
-from pipeline.teach.answer_line import Question, question
+from pipeline.teach.answer_line import REFUSED, Question, question
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.counters import Counters, Meter
 from pipeline.teach.dialogue import Dialogue
@@ -142,10 +142,9 @@ class Asker:
         return self.meter.snapshot()
 
     async def answer(self, request: Request) -> Given:
-        """The answer to a request, durable.
+        """The answer to a request, durable. Where there can be none, that is the answer: it ends with :data:`REFUSED`.
 
-        Raises :class:`RequestRefused` where there can be none, and :class:`UserError` where the engine is lost for good
-        or answers cannot be kept.
+        Raises :class:`UserError` where the engine is lost for good or answers cannot be kept.
         """
         asked = question(await self.start(), request)
         kept = self._store.known(asked)
@@ -183,7 +182,10 @@ class Asker:
         kept = await self._store.find(asked)
         if kept is not None:
             return Given(asked.key, kept, False)
-        answer = _storable(await self._engine_answer(request))
+        try:
+            answer = _storable(await self._engine_answer(request))
+        except RequestRefused as error:
+            return Given(asked.key, await self._store.keep(asked, _storable(Answer(str(error), REFUSED))), True)
         now = self.meter.now
         now.asked += 1
         now.prompt_tokens += answer.prompt_tokens

@@ -31,6 +31,8 @@ class Counters(msgspec.Struct, gc=False):
     busy_seconds: float = 0.0
     #: Times that an engine was lost and started again.
     restarts: int = 0
+    #: ``in_flight`` integrated over time, added up over processes: request-seconds.
+    flight_seconds: float = 0.0
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
@@ -41,23 +43,27 @@ class Meter:
 
     def __init__(self) -> None:
         self.now = Counters()
-        self._busy_since = 0.0
+        self._looked = time.monotonic()
 
     def begin(self) -> None:
         """An engine begins to work on a request."""
-        if self.now.in_flight == 0:
-            self._busy_since = time.monotonic()
+        self._pass()
         self.now.in_flight += 1
 
     def end(self) -> None:
         """It has answered, or failed."""
+        self._pass()
         self.now.in_flight -= 1
-        if self.now.in_flight == 0:
-            self.now.busy_seconds += time.monotonic() - self._busy_since
 
     def snapshot(self) -> Counters:
-        """The counters as they are now; a copy."""
-        busy = self.now.busy_seconds
-        if self.now.in_flight:
-            busy += time.monotonic() - self._busy_since
-        return msgspec.structs.replace(self.now, busy_seconds=busy)
+        """The counters as they are now; a copy. Other threads than that of the engine may ask."""
+        now, passed = msgspec.structs.replace(self.now), time.monotonic() - self._looked
+        now.busy_seconds += passed * (now.in_flight > 0)
+        now.flight_seconds += passed * now.in_flight
+        return now
+
+    def _pass(self) -> None:
+        """Add the time since the last look, in which as many were in flight as are now."""
+        before, self._looked = self._looked, time.monotonic()
+        self.now.busy_seconds += (self._looked - before) * (self.now.in_flight > 0)
+        self.now.flight_seconds += (self._looked - before) * self.now.in_flight

@@ -6,14 +6,14 @@ import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from pipeline.engines.protocol import Constraint, Message, Request, RequestRefused
+from pipeline.engines.protocol import Constraint, Message, Request
 from pipeline.errors import Reason, Rejected
 from pipeline.plan.plan import GivenAnswer, Provenance
+from pipeline.teach.answer_line import REFUSED
 from pipeline.teach.data import harmless
 from pipeline.teach.prompts import RETRY, Prompt
 
@@ -48,7 +48,8 @@ class Dialogue:
 
         An invalid answer is followed, in the next attempt, by what was wrong with it; a truncated one is only asked for
         again. A conversation whose every answer is truncated is ``teacher_truncated``, and one with any other answers
-        that are all invalid ``teacher_invalid``.
+        that are all invalid ``teacher_invalid``. A request that is refused ends its round of attempts: nothing but another
+        draw would be asked. Its conversation is ``teacher_refused``, unless a later round, in a retry, gets an answer.
 
         Beyond the attempts that are allowed, answers that are kept already are used: a retry has paid for them, and a
         run that replays its answers shall give what it gave.
@@ -59,25 +60,28 @@ class Dialogue:
         said: list[str] = []
         truncated = 0
         wrong = ""
+        refused: str | None = None
         note: tuple[Message, ...] = ()
-        for attempt in count():
+        following = 0
+        while True:
+            attempt, following = following, following + 1
             sampling = settings.sampling(attempt, max_tokens)
             request = Request((*messages, *note), (), sampling, constraint, settings.template)
             if attempt < settings.attempts * self._asker.rounds:
-                try:
-                    given = await self._given(request, len(messages))
-                except RequestRefused as error:
-                    now.rejected += 1
-                    raise Rejected(Reason.TEACHER_REFUSED, str(error), tuple(said)) from None
+                given = await self._given(request, len(messages))
             else:
                 kept = await self._kept(request, len(messages))
                 if kept is None:
                     break
                 given = kept
-            now.retried += given.paid and attempt > 0
             answer = given.answer
             said.append(answer.text)
             note = ()
+            if answer.finish_reason == REFUSED:
+                refused = answer.text
+                following = (attempt // settings.attempts + 1) * settings.attempts
+                continue
+            now.retried += given.paid and attempt > 0
             if answer.finish_reason == "stop":
                 try:
                     value = parse(answer.text)
@@ -95,6 +99,8 @@ class Dialogue:
             truncated += answer.finish_reason == _TRUNCATED
             wrong = f"it ended with '{answer.finish_reason}', not with 'stop'"
         now.rejected += 1
+        if refused is not None:
+            raise Rejected(Reason.TEACHER_REFUSED, refused, tuple(said))
         if truncated == len(said):
             message = f"all {truncated} answers were cut off at {max_tokens} tokens"
             raise Rejected(Reason.TEACHER_TRUNCATED, message, tuple(said))
@@ -103,16 +109,17 @@ class Dialogue:
 
     async def _given(self, request: Request, messages: int) -> Given:
         """The answer to a request; where a note has made it too long for the model, to the request without."""
-        try:
-            return await self._asker.answer(request)
-        except RequestRefused:
-            if len(request.messages) == messages:
-                raise
+        given = await self._asker.answer(request)
+        if given.answer.finish_reason != REFUSED or len(request.messages) == messages:
+            return given
         return await self._asker.answer(_without_note(request, messages))
 
     async def _kept(self, request: Request, messages: int) -> Given | None:
         """The same, if it costs nothing."""
-        return await self._asker.kept(request) or await self._asker.kept(_without_note(request, messages))
+        given = await self._asker.kept(request)
+        if given is not None and (given.answer.finish_reason != REFUSED or len(request.messages) == messages):
+            return given
+        return await self._asker.kept(_without_note(request, messages))
 
     def provenance(self, planner: str) -> Provenance:
         """Where the plan comes from: the answers that were used, in the order of the calls."""

@@ -135,5 +135,5 @@ def test_what_run_json_says(convert: list[str], tmp_path: Path) -> None:
     assert teacher["output_tokens"] / 24 == pytest.approx(teacher["output_tokens_per_conversation"], abs=0.1)
     assert 0 < teacher["engine_occupancy"] <= 1 and teacher["gpu_seconds_per_1000_conversations"] is None
     for figure in ("16  answers accepted, 24 asked again", "prompt tokens a conversation, 50% from the prefix cache",
-                   "output tokens a conversation", "engine busy"):  # fmt: skip
+                   "output tokens a conversation", "engine occupancy"):  # fmt: skip
         assert figure in ran.output

@@ -16,11 +16,17 @@ from stub_server import Body, Fault, StubServer
 from taught import answer, write_injections, write_turns, wrong
 
 from jobs import progress
-from jobs.pool import _default_workers, _too_small
+from jobs.pool import Nodes, Room, _default_workers, _too_small
 from jobs.progress import Progress
 from jobs.teaching import Taught
 from pipeline.engines.spec import EngineSpec, parse_spec
+from pipeline.errors import Reason, Rejected
+from pipeline.plan.plan import Segment
+from pipeline.read.conversation import Part
+from pipeline.store.counts import Counts
 from pipeline.teach.counters import Counters
+from pipeline.teach.planners import align
+from pipeline.teach.protocol import Ask
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +45,13 @@ def corpus(tmp_path: Path) -> Path:
 
 def _large(now: Progress) -> None:
     """As large a number as any run has at a time, in every place."""
-    now.begin_convert(10**9, "16 workers, Ray cluster of 4 nodes", 16)
+    now.begin_convert(10**9, "16 workers, Ray cluster of 4 nodes", 16 * 128)
+    now.counts = Counts(quarantined=12_340)
     now._began -= 3600
     counters = Counters(
         asked=1_234_567, stored=7, accepted=1_234_567, rejected=12_345, retried=123_456, in_flight=4096,
-        prompt_tokens=9_999_999_999, cached_tokens=8_888_888_888, output_tokens=777_777_777, busy_seconds=55_000, restarts=12,
+        prompt_tokens=9_999_999_999, cached_tokens=8_888_888_888, output_tokens=777_777_777, restarts=12,
+        flight_seconds=55_000 * 128,
     )  # fmt: skip
     now.taught(Taught("one", counters, 5e8))
 
@@ -66,8 +74,8 @@ def test_a_terminal_shows_all_facts(columns: int) -> None:
     assert len([line for line in lines if line.strip()]) == (4 if columns == 80 else 2), lines
     assert all(cell_len(line) <= columns for line in lines)
     whole = "\n".join(lines)
-    for fact in ("50%", "1,234,567 accepted", "123,456 retried", "12,345 rejected", "4096 in flight",
-                 "2.78 M prompt (2.47 M cached), 216 k output", "engine busy 95%", "engine lost 12 times"):  # fmt: skip
+    for fact in ("50%", "1,234,567 accepted", "123,456 retried", "12,345 rejected", "12,340 quarantined",
+                 "2.78 M prompt (2.47 M cached), 216 k output", "4096 in flight", "occupancy 95%", "lost 12 times"):  # fmt: skip
         assert fact in whole, fact
 
 
@@ -77,8 +85,9 @@ def test_a_log_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress(Console(file=log, width=80)) as now:
         _large(now)
     assert log.getvalue().splitlines()[-1] == (
-        "converting: 50%, 1,234,567 accepted · 123,456 retried · 12,345 rejected · 4096 in flight · "
-        "tokens/s: 2.78 M prompt (2.47 M cached), 216 k output · engine busy 95% · engine lost 12 times, ETA 1:00:00"
+        "converting: 50%, 1,234,567 accepted · 123,456 retried · 12,345 rejected · 12,340 quarantined · "
+        "tokens/s: 2.78 M prompt (2.47 M cached), 216 k output · "
+        "engine: 4096 in flight · occupancy 95% · lost 12 times, ETA 1:00:00"
     )
 
 
@@ -98,7 +107,10 @@ def test_a_run_says_how_it_goes(corpus: Path, tmp_path: Path, monkeypatch: pytes
     lines = [line for line in ran.output.splitlines() if line.startswith("converting: ")]
     accepted = [int(found[1]) for line in lines if (found := re.search(r"(\d+) accepted", line))]
     assert len(set(accepted)) > 2 and accepted == sorted(accepted)
-    assert any(re.search(r" [1-9]\d* retried · \d+ rejected · [12] in flight · tokens/s: ", line) for line in lines)
+    assert any(
+        re.search(r" [1-9]\d* retried · \d+ rejected · 0 quarantined · tokens/s: .* · engine: [12] in flight · ", line)
+        for line in lines
+    )
 
 
 # Errors
@@ -156,17 +168,32 @@ def test_a_cluster_with_too_few_gpus_is_refused() -> None:
     """Before a worker waits for ever: what is missing, and what would do."""
     engine = parse_spec("vllm", "m", ["tensor_parallel_size=4", "pipeline_parallel_size=2"])
     assert engine is not None and engine.gpus == 8
-    assert _too_small(2, 64, 8, 16) is None
-    assert _too_small(3, 64, 8, 16) == (
-        "--workers 3: each engine takes 8 GPUs (tensor_parallel_size × pipeline_parallel_size), and the Ray cluster has "
-        "16; 8 missing. Use --workers 2, or add nodes with GPUs"
+    two = Room((Nodes(2, 32, 8),))
+    assert _too_small(2, two, 8) is None
+    assert _too_small(3, two, 8) == (
+        "--workers 3: each engine takes 8 GPUs of one node (tensor_parallel_size × pipeline_parallel_size), and the Ray "
+        "cluster has room for 2 (all in all 16 GPUs). Use --workers 2, or add nodes with 8 GPUs or more"
     )
-    refused = _too_small(1, 64, 8, 4)
-    assert refused is not None and "4 missing. Use smaller tensor_parallel_size, or add nodes" in refused
-    assert _default_workers(engine, 64, 2) == 2
-    assert _default_workers(engine, 64, 0) == 1  # and that is refused, as above
-    assert _default_workers(engine, 64, None) == 1  # CPUs: one engine takes them all
-    assert _default_workers(EngineSpec("http", ("http://h/v1",)), 64, None) == 4
+    assert _default_workers(engine, two, 8) == 2
+    assert _default_workers(engine, Room((Nodes(1, 64, 0),)), 0) == 1  # CPUs: one engine takes them all
+    assert _default_workers(EngineSpec("http", ("http://h/v1",)), Room((Nodes(1, 64, 0),)), 0) == 4
+    assert _too_small(1, Room(()), 0) is not None
+
+
+def test_an_engine_needs_its_gpus_on_one_node() -> None:
+    """And a CPU there. GPUs that are left over on several nodes make no engine."""
+    engine = parse_spec("vllm", "m", ["tensor_parallel_size=3"])
+    halves = Room((Nodes(1, 16, 4), Nodes(1, 16, 4)))
+    assert _too_small(1, halves, 8) == (
+        "--workers 1: each engine takes 8 GPUs of one node (tensor_parallel_size × pipeline_parallel_size), and the Ray "
+        "cluster has no node with more than 4 (all in all 8 GPUs). Use smaller tensor_parallel_size, or add nodes with 8 "
+        "GPUs or more"
+    )
+    assert _default_workers(engine, halves, 8) == 1  # which is refused, as above
+    assert _default_workers(engine, Room((Nodes(3, 16, 4),)), 3) == 3
+    assert _default_workers(engine, Room((Nodes(1, 64, 0), Nodes(2, 1, 8))), 1) == 2
+    refused = _too_small(1, Room((Nodes(1, 64, 0), Nodes(1, 0, 8))), 8)
+    assert refused is not None and "has no node with so many and a CPU for the worker" in refused
 
 
 # Prompts and previews
@@ -224,6 +251,23 @@ def test_a_preview_shows_why_a_teacher_failed(corpus: Path) -> None:
     assert ran.code == 0
     assert ran.output.count("I would rather not.") == 3 * 4, ran.output
     assert ran.output.count("quarantine: teacher_invalid: none of 4 answers was valid") == 3
+
+
+def test_prompts_of_a_record_that_is_given_up(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said why, and the next one is shown."""
+    plan = align.Planner.__call__
+
+    async def give_up(self: align.Planner, parts: list[Part], ask: Ask) -> list[Segment]:
+        if " 1 boxes" in parts[0].text:
+            raise Rejected(Reason.TOO_LONG, "too many segments")
+        return await plan(self, parts, ask)
+
+    monkeypatch.setattr(align.Planner, "__call__", give_up)
+    shown = pipeline("prompt", "align", "--input", corpus, "--limit", "3")
+    assert shown.code == 0 and "quarantine: too_long: too many segments" in shown.output, shown.output
+    assert shown.output.count("── call 1 of ") == 2 and "chats.jsonl:2" in shown.output
+    lines = pipeline("prompt", "align", "--input", corpus, "--limit", "3", "--json").output.splitlines()
+    assert json.loads(lines[1]) == {"id": "chats.jsonl:1", "reason": "too_long", "message": "too many segments"}
 
 
 def test_prompts_of_a_rule(corpus: Path) -> None:

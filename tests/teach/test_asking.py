@@ -13,7 +13,7 @@ from pipeline.engines.protocol import Answer, Message, Request, RequestRefused
 from pipeline.errors import Reason, Rejected, UserError
 from pipeline.plan.plan import GivenAnswer, Provenance
 from pipeline.teach.asking import Asker
-from pipeline.teach.counters import Counters
+from pipeline.teach.counters import Counters, Meter
 from pipeline.teach.dialogue import Dialogue
 from pipeline.teach.prompts import RETRY, Prompt
 from pipeline.teach.recorder import PromptRecorder, Recorded
@@ -126,6 +126,30 @@ def test_a_refused_request_is_not_asked_again(tmp_path: Path) -> None:
     assert isinstance(rejected, Rejected)
     assert rejected.reason == Reason.TEACHER_REFUSED and "9,000 tokens" in rejected.message
     assert len(teller.requests) == 1
+
+
+def test_a_refusal_is_kept_and_replayed_and_a_retry_asks_once_more(tmp_path: Path) -> None:
+    def replayed(request: Request) -> str:
+        raise AssertionError(f"asked: {request}")
+
+    def outcome(rejected: int | Rejected) -> tuple[str, tuple[str, ...]]:
+        assert isinstance(rejected, Rejected) and rejected.reason == Reason.TEACHER_REFUSED
+        return rejected.message, rejected.answers
+
+    first, _ = talk(tmp_path, Teller("x", RequestRefused("too \ud800 long"), RequestRefused("a filter")), _one)
+    assert outcome(first) == ("a filter", ("x", "a filter"))
+    assert outcome(talk(tmp_path, replayed, _one)[0]) == outcome(first)
+
+    teller = Teller(RequestRefused("too busy"))
+    second, _ = talk(tmp_path, teller, _one, rounds=2)
+    assert outcome(second) == ("too busy", ("x", "a filter", "too busy"))
+    assert len(teller.requests) == 1
+    assert outcome(talk(tmp_path, replayed, _one)[0]) == outcome(second)
+
+    value, dialogue = talk(tmp_path, Teller("7"), _one, rounds=3)
+    again, repeated = talk(tmp_path, replayed, _one)
+    assert value == again == 7
+    assert dialogue.provenance("align") == repeated.provenance("align")
 
 
 def test_where_the_complaint_is_too_long_the_question_is_asked_without(tmp_path: Path) -> None:
@@ -271,12 +295,23 @@ def test_counters(tmp_path: Path) -> None:
         return asker.counters()
 
     first = talk(tmp_path, respond, work, TeacherSettings(attempts=3))
-    assert first.busy_seconds >= 0.03
-    expected = Counters(6, 1, 3, 1, 3, 60, 24, 18, 6, 0, first.busy_seconds, 0)
+    assert 0.03 <= first.busy_seconds < first.flight_seconds <= 3 * first.busy_seconds
+    expected = Counters(6, 1, 3, 1, 3, 60, 24, 18, 6, 0, first.busy_seconds, 0, first.flight_seconds)
     assert first == expected
     second = talk(tmp_path, respond, work, TeacherSettings(attempts=3))
-    assert second == Counters(0, 7, 3, 1, 0, 0, 0, 0, 0, 0, 0.0, 0)
+    assert second == Counters(0, 7, 3, 1, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0)
     assert (first + second).accepted == 6 and (first + second).stored == 8
+
+
+def test_a_meter_counts_every_request_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("pipeline.teach.counters.time.monotonic", lambda: clock[0])
+    meter = Meter()
+    for step, seconds in ((meter.begin, 1), (meter.begin, 2), (meter.end, 4), (meter.end, 8), (meter.begin, 16)):
+        step()
+        clock[0] += seconds
+    seen = meter.snapshot()
+    assert (seen.busy_seconds, seen.flight_seconds) == (1 + 2 + 4 + 16, 1 + 2 * 2 + 4 + 16)
 
 
 def test_a_recorder_shows_what_would_be_asked() -> None:

@@ -14,6 +14,7 @@ from talking import PROMPT, ask, question_of, talk
 from pipeline.engines.protocol import Answer, EngineLost, Message, Model, Request, RequestRefused
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.errors import Reason, Rejected, UserError
+from pipeline.teach.answer_line import REFUSED
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
 from pipeline.teach.settings import TeacherSettings
@@ -260,9 +261,10 @@ def test_a_refusal_is_handed_to_all_who_asked_and_costs_no_engine(tmp_path: Path
     engine = Mortal(respond)
 
     async def work(asker: Asker) -> list[Any]:
-        return await asyncio.gather(*(asker.answer(_request("a")) for _ in range(3)), return_exceptions=True)
+        given = await asyncio.gather(*(asker.answer(_request("a")) for _ in range(3)))
+        return [(each.answer.text, each.answer.finish_reason) for each in given]
 
-    assert [str(each) for each in talk(tmp_path, respond, work, engine=engine)] == ["too long"] * 3
+    assert talk(tmp_path, respond, work, engine=engine) == [("too long", REFUSED)] * 3
     assert engine.starts == 1
 
 

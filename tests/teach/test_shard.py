@@ -76,7 +76,7 @@ def converted(path: Path, recipe: Recipe, plans: Plans) -> ShardFiles:
 
 
 CASES: dict[Reason, tuple[Answer | Exception, int]] = {
-    Reason.TEACHER_REFUSED: (RequestRefused("the prompt has 9 tokens, the context 8"), 0),
+    Reason.TEACHER_REFUSED: (RequestRefused("the prompt has 9 tokens, the context 8"), 1),
     Reason.TEACHER_TRUNCATED: (Answer('{"1"', "length", 10, 5), 4),
     Reason.TEACHER_INVALID: (Answer('{"1": "soon"}', "stop", 10, 5), 4),
 }
@@ -95,7 +95,7 @@ def test_what_a_teacher_cannot_plan_is_rejected_alone(reason: Reason, tmp_path: 
     assert made.counts.quarantine_reasons == {str(reason): 1}
     (line,) = [json.loads(line) for line in made.quarantine.splitlines()]
     assert (line["id"], line["reason"]) == ("chats.jsonl:1", str(reason))
-    assert line.get("answers", []) == [answer.text] * said if isinstance(answer, Answer) else "answers" not in line
+    assert line["answers"] == [answer.text if isinstance(answer, Answer) else str(answer)] * said
     kept = [plan for plan in plans_or_faults(unpack(made.plans)) if isinstance(plan, Plan)]
     assert [plan.id for plan in kept] == ["chats.jsonl:0", "chats.jsonl:2"]
     assert all(plan.teacher is not None and len(plan.teacher.answers) == 1 for plan in kept)
