@@ -69,6 +69,7 @@ class Teacher:
         self._name = uuid.uuid4().hex
         self._planned: dict[int, float] = {}
         self._closed = False
+        self._closing = threading.Lock()
         spec = setup.engine
         # What can fail comes first, and what must be let go afterwards: nothing of it is left where this raises.
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
@@ -97,9 +98,13 @@ class Teacher:
         def planned() -> None:
             self._planned[number] += input_bytes / len(records)
 
-        work = self._shards.plan(file, format_name, records, planned)
+        with self._closing:  # what is begun before it closes is cancelled; afterwards nobody would ever answer
+            if self._closed:
+                raise UserError("stopped")
+            work = self._shards.plan(file, format_name, records, planned)
+            planning = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            return planning.result()
         except CancelledError:
             raise UserError("stopped") from None
 
@@ -115,9 +120,10 @@ class Teacher:
 
     def close(self) -> None:
         """Stop whatever is asked, and let the engine go."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         with suppress(TimeoutError, asyncio.CancelledError):
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(_GRACE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)

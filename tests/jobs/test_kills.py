@@ -162,13 +162,21 @@ def test_workers_killed_at_random(large: Made, cluster: str, tmp_path: Path) -> 
     chance = random.Random(7)
     process = start([*large.options, "--out", str(tmp_path / "out"), "--ray", cluster, "--workers", "2"])
     killed: list[int] = []
+    worked: set[int] = (
+        set()
+    )  # those that die as they start, one after another, end the run: it is told that they cannot
 
     def kill() -> None:
+        until = 0.0
         while process.poll() is None and len(killed) < 8:
-            time.sleep(chance.uniform(0.05, 0.4))
-            for worker in [worker for worker in _workers(cluster) if worker.pid not in killed][:1]:
-                worker.kill()
-                killed.append(worker.pid)
+            time.sleep(0.02)
+            workers = _workers(cluster)
+            worked.update(worker.pid for worker in workers if worker.cmdline()[:1] == ["ray::_Worker.run"])
+            for worker in [worker for worker in workers if worker.pid in worked - set(killed)][:1]:
+                if time.monotonic() >= until:
+                    worker.kill()
+                    killed.append(worker.pid)
+                    until = time.monotonic() + chance.uniform(0.05, 0.4)
 
     killer = threading.Thread(target=kill)
     killer.start()

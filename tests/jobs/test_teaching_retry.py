@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from running import assert_same, contents, pipeline
-from stub_server import Body, StubServer
+from stub_server import Body, Fault, StubServer
 from taught import answer, is_probe, quarantine_lines, stored, write_turns
 
+from jobs.teaching import Teacher, TeacherSetup
+from pipeline.engines.protocol import Model
+from pipeline.engines.spec import EngineSpec, parse_spec
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe, engine_for, load_recipe
 from pipeline.store.place import Place
 from pipeline.teach.settings import TeacherSettings
 
@@ -120,6 +126,130 @@ def test_a_server_that_has_gone(convert: list[str], tmp_path: Path) -> None:
     assert ran.code == 2 and "--engine: no server answers" in ran.output, ran.output
     assert "Traceback" not in ran.output
     assert_same(tmp_path / "out", before)
+
+
+def test_refusals_are_replayed_and_asked_again_by_a_retry(convert: list[str], tmp_path: Path) -> None:
+    """What a server will not answer decides what the dataset is, so it is kept like an answer."""
+    patience = 1
+
+    def faults(body: Body, _seen: int) -> Fault | None:
+        asked = str(body["messages"][1]["content"]) if len(body["messages"]) > 1 else ""
+        if " have 4 boxes" in asked and _ATTEMPTS[body["seed"]] // TeacherSettings().attempts < patience:
+            return Fault("status", status=400, message="this prompt is too long for me")
+        return None
+
+    with StubServer(answer, faults) as server:
+        ran = pipeline(*convert, "--engine", server.url, "--out", tmp_path / "out")
+        assert ran.code == 0 and "1 teacher_refused" in ran.output, ran.output
+        [line] = quarantine_lines(tmp_path / "out")
+        assert "too long for me" in line["message"] and line["answers"] == [line["message"]]
+        assert_same(tmp_path / "out", _replayed(server, convert, tmp_path / "replayed"))
+
+        patience = 2  # the first retry is refused too, the second one is answered
+        assert "Nothing was recovered" in pipeline("retry", tmp_path / "out", "--ray", "off").output
+        assert len(quarantine_lines(tmp_path / "out")[0]["answers"]) == 2
+        assert_same(tmp_path / "out", _replayed(server, convert, tmp_path / "replayed-2"))
+        ran = pipeline("retry", tmp_path / "out", "--ray", "off")
+        assert "Recovered 1 of 1 in quarantine." in ran.output, ran.output
+        assert_same(tmp_path / "out", _replayed(server, convert, tmp_path / "replayed-3"))
+    ran = pipeline("validate", tmp_path / "out", "--strict")
+    assert ran.code == 0, ran.output
+
+
+def test_a_retry_of_what_has_moved(convert: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server to another port, the answers to another folder: nothing that was paid for is asked again."""
+    monkeypatch.chdir(tmp_path)
+    convert[convert.index("--answers") + 1] = "answers"
+    with StubServer(stubborn) as server:
+        assert pipeline(*convert, "--engine", server.url, "--concurrency", "3", "--out", tmp_path / "out").code == 0
+    known = json.loads((tmp_path / "out/run.json").read_text())
+    assert known["answers"] == str(tmp_path / "answers")
+    paid = {line["key"] for line in stored(tmp_path / "answers")}
+    monkeypatch.chdir("/")
+    (tmp_path / "answers").rename(tmp_path / "moved")
+    with StubServer(stubborn) as server:
+        ran = pipeline(
+            "retry", tmp_path / "out", "--ray", "off", "--engine", server.url, "--answers", tmp_path / "moved"
+        )
+        assert ran.code == 0 and "Recovered 4 of 8 in quarantine." in ran.output, ran.output
+        assert {body["seed"] for body in server.bodies if not is_probe(body)} == {
+            TeacherSettings().sampling(attempt, 1).seed for attempt in range(4, 8)
+        }
+        about = json.loads((tmp_path / "out/run.json").read_text())
+        assert about["engine"] == known["engine"] | {"where": [server.url]}
+        assert about["answers"] == str(tmp_path / "moved")
+        # The next one needs to be told nothing.
+        ran = pipeline("retry", tmp_path / "out", "--ray", "off")
+        assert ran.code == 0 and "Recovered 2 of 4" in ran.output, ran.output
+    lines = [line["key"] for line in stored(tmp_path / "moved")]
+    assert len(set(lines)) == len(lines) and paid < set(lines)
+    ran = pipeline("retry", tmp_path / "out", "--model", "x")
+    assert ran.code == 2 and "--model: there is no engine that it could be for; add --engine" in ran.output
+
+
+def test_the_figures_of_a_run_that_goes_on(convert: list[str], tmp_path: Path) -> None:
+    """Are those of the conversations that it has planned itself."""
+    with StubServer(answer) as server:
+        assert pipeline(*convert, "--engine", server.url, "--out", tmp_path / "out").code == 0
+        (tmp_path / "out/data/part-00002.parquet").unlink()
+        again = [*convert[:-1], str(tmp_path / "others")]
+        ran = pipeline(*again, "--engine", server.url, "--out", tmp_path / "out")
+    assert ran.code == 0 and "3 of 4 shards were there already" in ran.output, ran.output
+    teacher = json.loads((tmp_path / "out/run.json").read_text())["teacher"]
+    assert teacher["asked"] == 6
+    assert teacher["prompt_tokens_per_conversation"] == round(teacher["prompt_tokens"] / 6, 1)
+    assert teacher["output_tokens_per_conversation"] == round(teacher["output_tokens"] / 6, 1)
+
+
+def test_a_server_that_asks_for_time_is_not_lost(convert: list[str], tmp_path: Path) -> None:
+    """However long the pause is, next to what an answer may take."""
+    busy = Fault("status", status=429, retry_after="2")
+
+    def faults(body: Body, seen: int) -> Fault | None:
+        return busy if seen == 0 and " have 7 boxes" in str(body["messages"]) else None
+
+    with StubServer(answer, faults) as server:
+        ran = pipeline(*convert, "--engine", server.url, "--out", tmp_path / "out", "--engine-timeout", "0.5")
+    assert ran.code == 0, ran.output
+    teacher = json.loads((tmp_path / "out/run.json").read_text())["teacher"]
+    assert teacher["accepted"] == 24 and teacher["engine_restarts"] == 0
+
+
+@pytest.mark.parametrize("broken", ["store", "engine"])
+def test_a_teacher_that_cannot_be_had_leaves_nothing(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread, no loop, no open file."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("cannot be had")
+
+    monkeypatch.setattr(
+        "pipeline.teach.answers.AnswerStore._catch_up" if broken == "store" else "jobs.teaching.build_engine", fail
+    )
+    (tmp_path / "script").write_text('{"text": "{}"}\n')
+    spec = EngineSpec("scripted", (str(tmp_path / "script"),))
+    threads, files = set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(UserError, match="cannot be had"):
+        Teacher(TeacherSetup(spec, Model("scripted"), str(tmp_path / "answers")), load_recipe("align"))
+    assert (set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())) == (threads, files)
+
+
+def test_arguments_of_a_recipe(tmp_path: Path) -> None:
+    """Are vLLM's: checked like those of the command line, which win, and nothing to a server."""
+
+    def recipe(argument: str) -> Recipe:
+        path = tmp_path / "own.yaml"
+        path.write_text(f"name: own\nlayout: chat-think-3\nplanner: align\nengine: {{{argument}}}\n")
+        return load_recipe(str(path))
+
+    given = parse_spec("vllm", "m", ["max_model_len=8"])
+    found = engine_for(recipe("tensor_parallel_size: 2, max_model_len: 9"), given, None)
+    assert found is not None and found.gpus == 2 and dict(found.args)["max_model_len"] == 8
+    with pytest.raises(UserError, match=r"tensor_parallel_size .*two must be a whole number of GPUs"):
+        engine_for(recipe("tensor_parallel_size: two"), given, None)
+    server = parse_spec("http://h/v1", "m")
+    assert engine_for(recipe("tensor_parallel_size: 2"), server, None) == server
 
 
 def test_what_run_json_says(convert: list[str], tmp_path: Path) -> None:
