@@ -61,7 +61,7 @@ def test_an_engine_killed_while_it_is_asked(tiny_model: Path, tmp_path: Path) ->
     corpus.write_bytes(b"\n".join(raw(chat(f"What is {n} and {n}?", f"It is {2 * n}. So.")) for n in range(40)))
     answers = tmp_path / "answers"
     options = ["convert", "--input", corpus, "--recipe", "align", "--engine", "vllm", "--model", tiny_model, "--ray", "off",
-               "--engine-arg", "gpu_memory_utilization=0.3", "--concurrency", "2", "--answers", answers]  # fmt: skip
+               "--engine-arg", "gpu_memory_utilization=0.3", "--concurrency", "4", "--answers", answers]  # fmt: skip
     run = start([*options, "--out", tmp_path / "killed"], {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
     try:
         until = time.monotonic() + 120
