@@ -171,7 +171,7 @@ def test_workers_killed_at_random(large: Made, cluster: str, tmp_path: Path) -> 
         while process.poll() is None and len(killed) < 8:
             time.sleep(0.02)
             workers = _workers(cluster)
-            worked.update(worker.pid for worker in workers if worker.cmdline()[:1] == ["ray::_Worker.run"])
+            worked.update(worker.pid for worker in workers if worker.info["cmdline"][0] == "ray::_Worker.run")
             for worker in [worker for worker in workers if worker.pid in worked - set(killed)][:1]:
                 if time.monotonic() >= until:
                     worker.kill()

@@ -11,10 +11,12 @@ from running import assert_same, contents, pipeline
 from stub_server import Body, Fault, StubServer
 from taught import answer, is_probe, quarantine_lines, stored, write_turns
 
+from jobs.teacher import teacher_setup
 from jobs.teaching import Teacher, TeacherSetup
 from pipeline.engines.protocol import Model
 from pipeline.engines.spec import EngineSpec, parse_spec
 from pipeline.errors import UserError
+from pipeline.look.teacher import PreviewTeacher
 from pipeline.recipe import Recipe, engine_for, load_recipe
 from pipeline.store.place import Place
 from pipeline.teach.settings import TeacherSettings
@@ -233,6 +235,37 @@ def test_a_teacher_that_cannot_be_had_leaves_nothing(
     with pytest.raises(UserError, match="cannot be had"):
         Teacher(TeacherSetup(spec, Model("scripted"), str(tmp_path / "answers")), load_recipe("align"))
     assert (set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())) == (threads, files)
+
+
+def test_a_teacher_that_is_closed_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text('{"text": "{}"}\n')
+    threads, files = set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())
+    spec = EngineSpec("scripted", (str(tmp_path / "script"),))
+    teacher = Teacher(TeacherSetup(spec, Model("scripted"), str(tmp_path / "answers")), load_recipe("align"))
+    teacher.close()
+    assert (set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())) == (threads, files)
+    with pytest.raises(UserError, match="stopped"):
+        teacher.plan(0, "chats.jsonl", "openai", [], 0)
+
+
+def test_a_preview_that_cannot_be_had_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("cannot be had")
+
+    (tmp_path / "script").write_text('{"text": "{}"}\n')
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("pipeline.look.teacher.probe_for", fail)  # the last step, with all others behind it
+    threads, files = set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(UserError, match="cannot be had"):
+        PreviewTeacher(load_recipe("align"), EngineSpec("scripted", (str(tmp_path / "script"),)), None)
+    assert (set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())) == (threads, files)
+    assert [path.name for path in tmp_path.iterdir()] == ["script"]
+
+
+def test_vllm_that_is_not_installed_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.teacher.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="--engine vllm: vllm is not installed here"):
+        teacher_setup(load_recipe("align"), parse_spec("vllm", "m"), None, str(tmp_path / "out"), 1, here=True)
 
 
 def test_arguments_of_a_recipe(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.core.generated.autoscaler_pb2 import ClusterConfig
 from rich.cells import cell_len
 from rich.console import Console
 from running import free_port, pipeline
@@ -16,7 +17,7 @@ from stub_server import Body, Fault, StubServer
 from taught import answer, write_injections, write_turns, wrong
 
 from jobs import progress
-from jobs.pool import Nodes, Room, _default_workers, _too_small
+from jobs.pool import Nodes, Room, _default_workers, _room, _too_small
 from jobs.progress import Progress
 from jobs.teaching import Taught
 from pipeline.engines.spec import EngineSpec, parse_spec
@@ -194,6 +195,20 @@ def test_an_engine_needs_its_gpus_on_one_node() -> None:
     assert _default_workers(engine, Room((Nodes(1, 64, 0), Nodes(2, 1, 8))), 1) == 2
     refused = _too_small(1, Room((Nodes(1, 64, 0), Nodes(1, 0, 8))), 8)
     assert refused is not None and "has no node with so many and a CPU for the worker" in refused
+
+
+def test_the_room_of_a_cluster_counts_what_an_autoscaler_would_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}
+    head, worker = ({"Alive": True, "Resources": found} for found in ({"CPU": 2.0}, {"CPU": 8.0, "GPU": 4.0}))
+    monkeypatch.setattr("jobs.pool.ray.nodes", lambda: [dead, head, worker])
+    config = ClusterConfig()
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: config)
+    assert _room() == Room((Nodes(1, 2, 0), Nodes(1, 8, 4)))
+    config.node_group_configs.add(resources={"CPU": 16, "GPU": 4}, max_count=3)
+    config.node_group_configs.add(resources={"CPU": 16}, max_count=-1)
+    room = _room()
+    assert room.nodes[0] == Nodes(3, 16, 4) and room.nodes[1].number > 1000
+    assert (room.engines(4), room.engines(8)) == (3, 0)
 
 
 # Prompts and previews
