@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.core.generated.autoscaler_pb2 import ClusterConfig
+from ray.core.generated.autoscaler_pb2 import ClusterConfig  # type: ignore[attr-defined]  # made as it is imported
 from rich.cells import cell_len
 from rich.console import Console
 from running import free_port, pipeline
