@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from tiny_model import CONTEXT
 
 from pipeline.engines.build import build_engine
 from pipeline.engines.probe import probe
@@ -47,7 +48,7 @@ def test_everything_that_teachers_rely_on_holds_on_a_real_server(
                 engine,
                 [
                     _request(constraint=Constraint("json", _SCHEMA)),
-                    _request(sampling=Sampling(max_tokens=2000)),
+                    _request(sampling=Sampling(max_tokens=CONTEXT)),
                     _request(constraint=Constraint("regex", "((")),
                     Request(tokens=(300, 301, 302), sampling=Sampling(max_tokens=7)),
                     _request(template={"enable_thinking": False}),
@@ -58,11 +59,11 @@ def test_everything_that_teachers_rely_on_holds_on_a_real_server(
             await engine.close()
 
     model, bound, (kept, long, wrong, by_tokens, silent) = asyncio.run(run())
-    assert model == Model("tiny", None, 1024)
+    assert model == Model("tiny", None, CONTEXT)
     assert bound == {"json", "regex", "grammar"}
     assert isinstance(kept, Answer) and json.loads(kept.text)["colour"] in ("red", "green")
     assert kept.cached_tokens > 0 and kept.finish_reason == "stop"
-    assert isinstance(long, RequestRefused) and "1024" in str(long)
+    assert isinstance(long, RequestRefused) and str(CONTEXT) in str(long)
     assert isinstance(wrong, RequestRefused)
     assert isinstance(by_tokens, Answer) and by_tokens.prompt_tokens == 3 and by_tokens.output_tokens == 7
     assert isinstance(silent, Answer) and silent.prompt_tokens > kept.prompt_tokens
