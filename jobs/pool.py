@@ -34,6 +34,8 @@ ATTEMPTS = 5
 _WINDOW_PER_ACTOR = 2
 #: Workers that talk to a server wait most of the time: so many keep any server busy.
 _TALKERS = 4
+#: As many as are started where nobody says how many: a cluster may grow without end.
+_MOST_WORKERS = 1024
 #: After this many seconds without any worker it is said what is waited for, and again each time.
 _PATIENCE = 30.0
 #: Where an autoscaler has no limit.
@@ -59,7 +61,7 @@ class RayPool:
         self._notice = notice
         self._taught = taught
         _connect(address, workers)
-        room = _room()
+        room = _room(engine.gpus if engine is not None else 0)
         # Where there are no GPUs at all, an engine runs on the CPU.
         self.gpus = engine.gpus if engine is not None and room.gpus else 0
         self.workers = workers or _default_workers(engine, room, self.gpus)
@@ -153,7 +155,7 @@ class RayPool:
         """Say what is waited for, or stop where it can never come."""
         if any(slot.started for slot in slots):
             return
-        room = _room()
+        room = _room(self.gpus)
         problem = _too_small(1, room, self.gpus)
         if problem is not None:
             raise UserError(f"{problem}. Finished shards are kept")
@@ -320,13 +322,15 @@ class Room(NamedTuple):
         return sum(nodes.number * min(nodes.gpus // gpus_each, nodes.cpus) for nodes in self.nodes)
 
 
-def _room() -> Room:
-    """The nodes that are alive, or those that the cluster's autoscaler may have at most, where that is more.
+def _room(gpus_each: int = 0) -> Room:
+    """The nodes that are alive, or those that the cluster's autoscaler may have at most, whichever has room for more
+    workers with ``gpus_each`` GPUs.
 
     Which of the nodes that are alive are among those cannot be told, so the two are not added.
     """
     alive = [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return max(Room(tuple(alive)), Room(tuple(_scaled())), key=lambda room: (room.gpus, room.cpus))
+    rooms = Room(tuple(alive)), Room(tuple(_scaled()))
+    return max(rooms, key=lambda room: (room.engines(gpus_each) if gpus_each else 0, room.cpus, room.gpus))
 
 
 def _node(resources: Mapping[str, float], number: int = 1) -> Nodes:
@@ -349,9 +353,9 @@ def _scaled() -> Iterator[Nodes]:
 def _default_workers(engine: EngineSpec | None, room: Room, gpus_each: int) -> int:
     """As many workers as the cluster has room for. ``gpus_each``: 0 where there are no GPUs for the engine."""
     if engine is None:
-        return max(room.cpus, 1)
+        return min(max(room.cpus, 1), _MOST_WORKERS)
     if gpus_each:
-        return max(room.engines(gpus_each), 1)
+        return min(max(room.engines(gpus_each), 1), _MOST_WORKERS)
     return 1 if engine.kind == "vllm" else max(min(room.cpus, _TALKERS), 1)  # on CPUs, one engine takes all of them
 
 

@@ -106,7 +106,9 @@ class Progress:
         self._advance(0)
 
     def _hear(self, taught: Taught) -> None:
-        self._teachers[taught.worker] = taught
+        known = self._teachers.get(taught.worker)
+        if known is None or known.number <= taught.number:  # what was said first may be heard last
+            self._teachers[taught.worker] = taught
         for fault in taught.faults:
             if fault not in self.faults and len(self.faults) < _MOST_FAULTS:
                 self.notice(f"an answer that was kept cannot be used, and is asked for again if needed: {fault}")

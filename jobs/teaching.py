@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
@@ -58,6 +59,8 @@ class Taught(NamedTuple):
     #: Lines of the answer store that it could not use: how many, and the first ones with what is wrong with them.
     fault_count: int = 0
     faults: tuple[str, ...] = ()
+    #: Later news of a worker has a higher number.
+    number: int = 0
 
 
 class Teacher:
@@ -84,7 +87,7 @@ class Teacher:
             timeout=None if spec.kind in _OWN_PATIENCE else _PATIENCE * spec.timeout,
             losses=_LOSSES[spec.kind],
             probe=probe,
-            warm_up=True,
+            warm_up=spec.kind == "vllm" or len(spec.where) == 1,
             rounds=setup.rounds,
         )
         self._loop = asyncio.new_event_loop()
@@ -116,7 +119,7 @@ class Teacher:
         """How far it is."""
         faults = tuple(map(str, self._store.faults))
         planned = sum(self._planned.values())
-        return Taught(self._name, self._asker.counters(), planned, self._store.fault_count, faults)
+        return Taught(self._name, self._asker.counters(), planned, self._store.fault_count, faults, time.monotonic_ns())
 
     def close(self) -> None:
         """Stop whatever is asked, and let the engine go."""

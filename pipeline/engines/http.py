@@ -76,7 +76,8 @@ class HttpEngine:
         try:
             self._model = await self._find_model(self._session)
         except BaseException:
-            await self.close()
+            if self._model is None:  # else other requests still wait in this session for their next try
+                await self.close()
             raise
         return self._model
 
@@ -200,6 +201,8 @@ class HttpEngine:
     async def _send(self, session: aiohttp.ClientSession, server: Server, path: str, body: bytes) -> Answer:
         """Send once. Raises :class:`_Failed` where it may go well the next time."""
         headers, proxy = {"Content-Type": "application/json"}, _proxy(server.url)
+        if session.closed:
+            raise EngineLost("the engine is closed")
         try:
             async with session.post(
                 server.url + path, data=body, headers=headers, allow_redirects=False, proxy=proxy
@@ -231,6 +234,8 @@ class HttpEngine:
     def _describe(self, error: BaseException) -> str:
         if isinstance(error, TimeoutError):
             return "no answer in time"
+        if isinstance(error, aiohttp.ClientResponseError):  # its text names the address, a proxy's password included
+            return self._hide(f"status {error.status}: {error.message}")
         return self._hide(str(error) or type(error).__name__)
 
     def _hide(self, text: str) -> str:

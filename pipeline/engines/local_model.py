@@ -50,11 +50,13 @@ def model_of(spec: EngineSpec) -> Model:
 def pinned(spec: EngineSpec) -> EngineSpec:
     """The spec with the commit that a hub model is at now, so that every engine that is built from it loads that one.
 
-    A directory, and a model of which no commit is known here, stay as they are.
+    A directory, and a model of which no commit is known here, stay as they are; so does one whose tokenizer or configuration
+    comes from elsewhere, where vLLM would look for the same commit.
     """
     assert spec.model is not None
     args = dict(spec.args)
-    if Path(spec.model).expanduser().is_dir():
+    elsewhere = "hf_config_path" in args or ("tokenizer" in args and "tokenizer_revision" not in args)
+    if elsewhere or Path(spec.model).expanduser().is_dir():
         return spec
     commit = find_commit(spec.model, args.get("revision"))
     return spec if commit is None else replace(spec, args=tuple(sorted({**args, "revision": commit}.items())))

@@ -94,6 +94,10 @@ def parse_spec(
             raise UserError("--engine-arg: a scripted engine takes none")
         return EngineSpec(kind="scripted", where=(file,), **settings)
     if engine.startswith(("http://", "https://")):
+        if "@" in engine:  # before anything of it is shown
+            raise UserError(
+                "--engine: a URL must hold no key or password; set PIPELINE_API_KEY in the environment instead"
+            )
         urls = tuple(_checked_url(url.strip()) for url in engine.split(","))
         return checked(EngineSpec(kind="http", where=urls, **settings))
     raise UserError(f"--engine {engine}: no such engine; use {FORMS}")
@@ -162,8 +166,6 @@ def _checked_url(url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise UserError(f"--engine {url}: no URL ({error})") from error
-    if parts.username or parts.password:
-        raise UserError("--engine: a URL must hold no key or password; set PIPELINE_API_KEY in the environment instead")
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise UserError(f"--engine {url}: write http://HOST:PORT/v1")
     return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")

@@ -214,6 +214,7 @@ class Asker:
                     why = str(error)
                 except RequestRefused:
                     self._lost = 0  # a sign of life
+                    self._warm = True
                     raise
                 except TimeoutError:
                     why = f"no answer within {self._timeout:g} s" if self._timeout else "no answer in time"

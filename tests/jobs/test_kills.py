@@ -174,7 +174,8 @@ def test_workers_killed_at_random(large: Made, cluster: str, tmp_path: Path) -> 
             worked.update(worker.pid for worker in workers if worker.info["cmdline"][0] == "ray::_Worker.run")
             for worker in [worker for worker in workers if worker.pid in worked - set(killed)][:1]:
                 if time.monotonic() >= until:
-                    worker.kill()
+                    with suppress(psutil.NoSuchProcess):  # it has ended meanwhile, of its own
+                        worker.kill()
                     killed.append(worker.pid)
                     until = time.monotonic() + chance.uniform(0.05, 0.4)
 

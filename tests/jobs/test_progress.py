@@ -14,9 +14,11 @@ from jobs import progress
 from jobs.executor import InProcess
 from jobs.progress import Progress
 from jobs.run import RunOptions, run
+from jobs.teaching import Taught
 from pipeline.grid.tokens import load_tokenizer
 from pipeline.read.inputs import resolve_inputs
 from pipeline.recipe import load_recipe
+from pipeline.teach.counters import Counters
 
 _FACTS = r"\d+ grids · [\d.]+ ?[kM]? tokens/s · \d quarantined"
 
@@ -57,3 +59,10 @@ def test_a_terminal_gets_one_bar_that_goes_away(tmp_path: Path) -> None:
     shown = _shown(tmp_path, terminal=True)
     assert re.search(_FACTS, shown) and "\x1b[" in shown
     assert shown.endswith("\x1b[2K") or shown.rstrip("\r").endswith("\x1b[2K"), repr(shown[-60:])
+
+
+def test_news_that_come_late_do_not_undo_newer_ones() -> None:
+    shown = Progress()
+    shown.taught(Taught("w", Counters(accepted=10), 0.0, number=2))
+    shown.taught(Taught("w", Counters(accepted=4), 0.0, number=1))
+    assert shown.asked is not None and shown.asked.accepted == 10

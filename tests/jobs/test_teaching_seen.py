@@ -204,6 +204,7 @@ def test_the_room_of_a_cluster_counts_what_an_autoscaler_would_add(monkeypatch: 
     config = ClusterConfig()
     monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: config)
     assert _room() == Room((Nodes(1, 2, 0), Nodes(1, 8, 4)))
+    assert _default_workers(None, Room((Nodes(1 << 20, 16, 0),)), 0) == 1024  # a cluster may grow without end
     config.node_group_configs.add(resources={"CPU": 16, "GPU": 4}, max_count=3)
     config.node_group_configs.add(resources={"CPU": 16}, max_count=-1)
     room = _room()
