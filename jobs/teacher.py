@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,8 @@ def teacher_setup(
     spec = engine_for(recipe, engine, answers)
     if spec is None:
         return None
+    import asyncio  # with what follows, not for who converts by rule
+
     from jobs.teaching import TeacherSetup
     from pipeline.engines.identify import identify, pin
     from pipeline.teach.answers import check_place

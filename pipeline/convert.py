@@ -100,6 +100,7 @@ class ShardConverter:
         self._ids = ids
         #: None where a teacher makes the plans: then they are given to :meth:`convert`.
         self._planner = build_planner(recipe.planner, recipe.options, recipe.layout) if recipe.prompt is None else None
+        self._needs_output = recipe.needs_output
         self._routes = streams_for(recipe.layout)
         self._written = recipe.layout.written()
         self._stream_number = recipe.layout.index()
@@ -177,7 +178,7 @@ class ShardConverter:
             assert record.reason is not None
             raise Rejected(record.reason, record.message)
         conversation = read_conversation(record.raw, format_name, self._recipe.read.messages_field)
-        parts, dropped_here = route(conversation, self._layout, self._recipe.needs_output)
+        parts, dropped_here = route(conversation, self._layout, self._needs_output)
         if not self._recipe.filter.keeps(parts):
             return None
         teacher = None

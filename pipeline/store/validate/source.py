@@ -106,6 +106,7 @@ class Sources:
 def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str, Any]]) -> None:
     """Read the records of a shard again and compare them with its grids and its quarantine."""
     findings, recipe = view.context.findings, view.context.recipe
+    needs_output = recipe.needs_output
     texts: list[bytes | None] = [None] * len(view.roles)
     at = {view.source[g]["record"]: r for r, g in enumerate(view.first_grid[:-1].tolist())}
     seen: set[int] = set()
@@ -119,7 +120,7 @@ def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str,
             if record.raw is None:
                 raise Rejected(record.reason or Reason.CORRUPT_FILE, record.message)
             conversation = read_conversation(record.raw, source.format, recipe.read.messages_field)
-            parts, dropped_here = route(conversation, view.context.layout, recipe.needs_output)
+            parts, dropped_here = route(conversation, view.context.layout, needs_output)
             outcome = "converted" if recipe.filter.keeps(parts) else "filtered"
         except Rejected as rejected:
             outcome, parts, dropped_here = str(rejected.reason), [], {}
@@ -135,7 +136,7 @@ def check_source(view: View, source: Source, quarantined: Mapping[int, dict[str,
             for role, count in dropped_here.items():
                 dropped[role] = dropped.get(role, 0) + count
         if place is not None and record.raw is not None and outcome == "converted":
-            if not recipe.needs_output:
+            if not needs_output:
                 parts = []  # the plan stands in place of the conversation
             _compare_record(view, place, record.raw, parts, conversation.meta, texts)
             findings.checked(compared=1)
