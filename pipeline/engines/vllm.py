@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engines.local_model import model_of
 from pipeline.engines.parent import WATCH
 from pipeline.engines.protocol import Answer, EngineLost, Model, Request, RequestRefused
-from pipeline.engines.spec import EngineSpec
+from pipeline.engines.spec import GET_VLLM, EngineSpec
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -277,10 +277,7 @@ def _check_arguments(spec: EngineSpec) -> dict[str, Any]:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
     except ImportError as error:
-        raise UserError(
-            f"--engine vllm: vllm is not installed here, or not whole ({error}); with an NVIDIA GPU: pip install "
-            "'multistream-pipeline[vllm]'; without one, the CPU build as in docs/teachers.md"
-        ) from error
+        raise UserError(f"--engine vllm: vllm is not installed here, or not whole ({error}); {GET_VLLM}") from error
     known = set(AsyncEngineArgs.__dataclass_fields__)
     given = dict(spec.args)
     for name in given:
