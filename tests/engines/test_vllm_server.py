@@ -48,7 +48,7 @@ def test_everything_that_teachers_rely_on_holds_on_a_real_server(
                 engine,
                 [
                     _request(constraint=Constraint("json", _SCHEMA)),
-                    _request(sampling=Sampling(max_tokens=CONTEXT)),
+                    _request(sampling=Sampling(max_tokens=CONTEXT + 1)),
                     _request(constraint=Constraint("regex", "((")),
                     Request(tokens=(300, 301, 302), sampling=Sampling(max_tokens=7)),
                     _request(template={"enable_thinking": False}),
