@@ -100,7 +100,7 @@ class Dialogue:
             wrong = f"it ended with '{answer.finish_reason}', not with 'stop'"
         now.rejected += 1
         if refused is not None:
-            raise Rejected(Reason.TEACHER_REFUSED, refused, tuple(said))
+            raise Rejected(Reason.TEACHER_REFUSED, f"{refused} (kept; `pipeline retry` asks again)", tuple(said))
         if truncated == len(said):
             message = f"all {truncated} answers were cut off at {max_tokens} tokens"
             raise Rejected(Reason.TEACHER_TRUNCATED, message, tuple(said))

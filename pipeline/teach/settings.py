@@ -34,14 +34,17 @@ class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How attempt number ``attempt``, from 0, is drawn.
 
         The seed depends on nothing else: two conversations that ask the same are given the same answer. Attempts beyond
-        ``attempts``, which a retry makes, are as warm as those after the first were, with other seeds.
+        ``attempts``, which a retry makes, are as warm as those after the first were, with other seeds. Those are also other
+        seeds than with another number of attempts: what was asked for with more of them is none of a retry's answers.
         """
-        warmth = attempt if attempt < self.attempts else 1 + attempt % self.attempts
+        beyond = attempt >= self.attempts
+        warmth = 1 + attempt % self.attempts if beyond else attempt
+        draw = attempt * 0x9E3779B1 + beyond * self.attempts * 0x85EBCA77  # far apart: seeds 0 and 1 share no draw
         return Sampling(
             temperature=round(min(self.temperature + warmth * self.warmer, _HOTTEST), 6),
             top_p=self.top_p,
             max_tokens=max_tokens,
-            seed=(self.seed + attempt * 0x9E3779B1) % _SEEDS,  # far apart: seeds 0 and 1 share no draw
+            seed=(self.seed + draw) % _SEEDS,
         )
 
 

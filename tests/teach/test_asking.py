@@ -134,7 +134,9 @@ def test_a_refusal_is_kept_and_replayed_and_a_retry_asks_once_more(tmp_path: Pat
 
     def outcome(rejected: int | Rejected) -> tuple[str, tuple[str, ...]]:
         assert isinstance(rejected, Rejected) and rejected.reason == Reason.TEACHER_REFUSED
-        return rejected.message, rejected.answers
+        why, _, remedy = rejected.message.partition(" (")
+        assert remedy == "kept; `pipeline retry` asks again)"
+        return why, rejected.answers
 
     first, _ = talk(tmp_path, Teller("x", RequestRefused("too \ud800 long"), RequestRefused("a filter")), _one)
     assert outcome(first) == ("a filter", ("x", "a filter"))
@@ -183,6 +185,16 @@ def test_the_seed_draws_other_answers(tmp_path: Path) -> None:
     assert value == 1
     seeds = {TeacherSettings(seed=seed).sampling(attempt, 1).seed for seed in range(100) for attempt in range(100)}
     assert len(seeds) == 100 * 100
+
+
+def test_what_another_recipe_asked_for_with_more_attempts_is_none_of_a_retrys_answers(tmp_path: Path) -> None:
+    few, many = TeacherSettings(attempts=2, warmer=0), TeacherSettings(attempts=4, warmer=0)
+    rejected, _ = talk(tmp_path, Teller("x", "y"), _one, few)
+    assert isinstance(rejected, Rejected)
+    value, _ = talk(tmp_path, Teller("z", "7"), _one, many)
+    assert value == 7
+    replayed, _ = talk(tmp_path, Teller(), _one, few)
+    assert str(replayed) == str(rejected)
 
 
 def test_provenance_says_where_a_plan_came_from(tmp_path: Path) -> None:

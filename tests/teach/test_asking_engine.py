@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ from pipeline.engines.protocol import Answer, EngineLost, Message, Model, Reques
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.errors import Reason, Rejected, UserError
 from pipeline.teach.answer_line import REFUSED
-from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
-from pipeline.teach.settings import TeacherSettings
 
 
 def _request(text: str) -> Request:
@@ -310,7 +309,8 @@ def test_what_cannot_be_kept_is_not_given_out(tmp_path: Path, monkeypatch: pytes
     talk(tmp_path, lambda request: "1", work)
 
 
-def test_a_thousand_conversations_with_an_engine_that_does_everything_wrong(tmp_path: Path) -> None:
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_a_thousand_conversations_with_an_engine_that_does_everything_wrong(tmp_path: Path, warm_up: bool) -> None:
     """It dies, hangs, gives up, says nonsense and stops too early. What comes of it is what an undisturbed engine gives."""
     chance = random.Random(5)
 
@@ -345,7 +345,7 @@ def test_a_thousand_conversations_with_an_engine_that_does_everything_wrong(tmp_
         return await asyncio.gather(*(conversation(number) for number in range(1000)))
 
     engine = Mortal(cruel)
-    disturbed = talk(tmp_path / "disturbed", cruel, work, engine=engine, concurrency=64, timeout=0.1)
+    disturbed = talk(tmp_path / "disturbed", cruel, work, engine=engine, concurrency=64, timeout=0.1, warm_up=warm_up)
     assert engine.starts > 20
     assert disturbed == talk(tmp_path / "undisturbed", honest, work)
     assert disturbed == talk(tmp_path / "disturbed", lambda request: "nobody asks", work)
@@ -356,30 +356,88 @@ def test_a_thousand_conversations_with_an_engine_that_does_everything_wrong(tmp_
     assert len(keys) == len(set(keys))
 
 
+class Crowd:
+    """What an engine sees: how many requests were with it when each one came."""
+
+    def __init__(self, first: Callable[[], Awaitable[str]]) -> None:
+        self._first = first
+        self._now = 0
+        self.seen: list[int] = []
+
+    async def __call__(self, request: Request) -> str:
+        self._now += 1
+        self.seen.append(self._now)
+        try:
+            await asyncio.sleep(0.03)  # time enough for others to come too early
+            return await self._first() if len(self.seen) == 1 else "1"
+        finally:
+            self._now -= 1
+
+
+async def _ask_many(asker: Asker) -> list[Any]:
+    return await asyncio.gather(*(asker.answer(_request(f"{number}")) for number in range(20)))
+
+
 def test_a_cold_engine_is_given_one_request_and_then_all(tmp_path: Path) -> None:
     """Who comes second finds in the engine's cache what the first one has left there."""
-    now = 0
-    seen: list[int] = []
+
+    async def answers() -> str:
+        return "1"
+
+    crowd = Crowd(answers)
+    talk(tmp_path, crowd, _ask_many, warm_up=True)
+    assert crowd.seen == [1, *range(1, 20)]
+
+
+def test_a_cold_engine_whose_first_request_is_refused_is_not_cold_for_ever(tmp_path: Path) -> None:
+    async def refuses() -> str:
+        raise RequestRefused("too long")
+
+    crowd = Crowd(refuses)
+    given = talk(tmp_path, crowd, _ask_many, warm_up=True)
+    assert sorted(each.answer.finish_reason for each in given) == [REFUSED] + 19 * ["stop"]
+    assert crowd.seen == [1, *range(1, 20)]
+
+
+def test_a_cold_engine_that_is_lost_over_its_first_request_is_cold_again(tmp_path: Path) -> None:
+    async def dies() -> str:
+        raise EngineLost("killed")
+
+    crowd = Crowd(dies)
+    engine = Mortal(crowd)
+    given = talk(tmp_path, crowd, _ask_many, engine=engine, warm_up=True)
+    assert [each.answer.finish_reason for each in given] == 20 * ["stop"]
+    assert engine.starts == 2
+    assert crowd.seen == [1, 1, *range(1, 20)]
+
+
+def test_a_cold_engine_whose_first_request_nobody_wants_any_more_is_given_another(tmp_path: Path) -> None:
+    async def hangs() -> str:
+        await asyncio.Event().wait()
+        return "1"
+
+    crowd = Crowd(hangs)
+
+    async def work(asker: Asker) -> list[Any]:
+        first = asyncio.create_task(asker.answer(_request("first")))
+        others = asyncio.create_task(_ask_many(asker))
+        await asyncio.sleep(0.1)
+        assert crowd.seen == [1]
+        first.cancel()
+        return await others
+
+    assert len(talk(tmp_path, crowd, work, warm_up=True)) == 20
+    assert crowd.seen == [1, 1, *range(1, 20)]
+
+
+def test_a_request_that_kills_every_cold_engine_is_asked_alone_and_given_up(tmp_path: Path) -> None:
+    """The first request of every start, and the one that is asked with nothing else in flight, may be the same one."""
 
     async def respond(request: Request) -> str:
-        nonlocal now
-        now += 1
-        seen.append(now)
-        if len(seen) == 1:
-            await asyncio.sleep(0.05)  # time enough for others to come too early
-        elif len(seen) < 20:
-            while len(seen) < 20:
-                await asyncio.sleep(0.001)
-        now -= 1
-        return "{}"
+        await asyncio.sleep(0.001)
+        if question_of(request) in ("0", "7"):
+            raise EngineLost("segmentation fault")
+        return "1"
 
-    async def ask_all() -> None:
-        store = AnswerStore(str(tmp_path))
-        asker = Asker(ScriptedEngine(respond), store, TeacherSettings(), warm_up=True)
-        await asker.start()
-        await asyncio.gather(*(asker.answer(Request((Message("user", str(n)),))) for n in range(20)))
-        await asker.close()
-        await store.close()
-
-    asyncio.run(ask_all())
-    assert seen == [1, *range(1, 20)]
+    given = talk(tmp_path, respond, _ask_many, engine=Mortal(respond), warm_up=True, losses=40, concurrency=4)
+    assert [number for number, each in enumerate(given) if each.answer.finish_reason == REFUSED] == [0, 7]
