@@ -57,11 +57,14 @@ def _encode_batch(tokenizer: Tokenizer, texts: Sequence[str], ends: Sequence[Seq
     joined = "".join(texts).encode()
     segments = np.array(list(map(len, ends)), np.int64)  # [texts]
     cuts, text_ends = _byte_cuts(texts, ends, segments, len(joined))
-    said = np.cumsum(tokenizer.byte_lengths(ids))  # bytes said by each token and those before it
-    token_end = np.searchsorted(said, cuts, side="right")  # tokens that lie wholly before each cut
+    spelling = tokenizer.spell(ids)
+    said = spelling.offsets  # bytes of the tokens before each one, and of all
+    token_end = np.searchsorted(said, cuts, side="right") - 1  # tokens that lie wholly before each cut
     begin = np.concatenate([[0], token_end[:-1]])
     length = token_end - begin
-    failed = _failed(tokenizer, texts, ids, counts, joined, said, text_ends)
+    failed = []
+    if not (np.array_equal(said[np.cumsum(counts)], text_ends) and spelling.text.tobytes() == joined):
+        failed = _failed(tokenizer, texts, ids, counts)
     if failed:
         # The bytes that they lost would shift every cut behind them: encode again without these texts.
         lost = set(failed)
@@ -69,8 +72,7 @@ def _encode_batch(tokenizer: Tokenizer, texts: Sequence[str], ends: Sequence[Seq
         kept_ends = [[0] * len(own) if index in lost else own for index, own in enumerate(ends)]
         return _encode_batch(tokenizer, kept, kept_ends)._replace(failed=failed)
 
-    reached = np.concatenate([[0], said])[token_end]
-    crossed = np.flatnonzero(reached != cuts)
+    crossed = np.flatnonzero(said[token_end] != cuts)
     if not len(crossed):
         return Encoded(ids, begin, length, failed)
     return _encode_pieces(tokenizer, texts, ends, Encoded(ids, begin, length, failed), segments, crossed)
@@ -103,23 +105,12 @@ def _byte_cuts(
     return np.array(flat, np.int64) + np.repeat(text_ends - lengths, segments), text_ends
 
 
-def _failed(
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    ids: Ids,
-    counts: Integers,
-    joined: bytes,
-    said: Integers,
-    text_ends: Integers,
-) -> list[int]:
-    """The texts whose tokens do not spell them; nearly always none, which one comparison of all bytes shows."""
-    reached = np.concatenate([[0], said])[np.cumsum(counts)]
-    if np.array_equal(reached, text_ends) and tokenizer.to_bytes(ids).tobytes() == joined:
-        return []
+def _failed(tokenizer: Tokenizer, texts: Sequence[str], ids: Ids, counts: Integers) -> list[int]:
+    """The texts whose tokens do not spell them: nearly always none, so all are compared at once before."""
     first = 0
     failed = []
     for index, (text, count) in enumerate(zip(texts, counts.tolist(), strict=True)):
-        if tokenizer.to_bytes(ids[first : first + count]).tobytes() != text.encode():
+        if tokenizer.spell(ids[first : first + count]).text.tobytes() != text.encode():
             failed.append(index)
         first += count
     return failed

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
 
@@ -28,6 +30,15 @@ _BATCH_TEXTS = 1024
 _BATCH_CHARS = 1 << 20
 
 Ids = NDArray[np.int32]
+
+
+class Spelling(NamedTuple):
+    """What tokens stand for."""
+
+    #: UTF-8, of all tokens joined. [bytes]
+    text: NDArray[np.uint8]
+    #: ``text[offsets[t] : offsets[t + 1]]`` is that of token t, which may be a part of a character. [tokens + 1]
+    offsets: NDArray[np.int64]
 
 
 class Tokenizer:
@@ -62,9 +73,9 @@ class Tokenizer:
         return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
-    def _byte_table(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
-        """For every id the number of bytes it stands for, where they begin in the third array, and all bytes."""
-        pieces = [b""] * self.vocab_size
+    def _pieces(self) -> pa.LargeBinaryArray:
+        """The bytes that every id stands for; behind the vocabulary one more id, which stands for none."""
+        pieces = [b""] * (self.vocab_size + 1)
         added = self._tokenizer.get_added_tokens_decoder()
         byte_level = _byte_level_alphabet() if '"ByteLevel"' in json.dumps(json.loads(self.json)["decoder"]) else None
         for text, token_id in self.vocabulary.items():
@@ -74,41 +85,36 @@ class Tokenizer:
                 pieces[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
             else:
                 pieces[token_id] = bytes([byte_level[char] for char in text])
-        sizes = np.array([len(piece) for piece in pieces], np.int64)
-        return sizes, np.cumsum(sizes) - sizes, np.frombuffer(b"".join(pieces), np.uint8)
+        return pa.array(pieces, pa.large_binary())
 
-    def byte_lengths(self, ids: Ids) -> NDArray[np.int64]:
-        """The number of bytes that every token stands for."""
-        return self._byte_table[0][ids]
-
-    def to_bytes(self, ids: Ids) -> NDArray[np.uint8]:
-        """The bytes that the tokens stand for, joined; an id beyond the vocabulary (silence, end) stands for none."""
-        sizes, begins, table = self._byte_table
-        if len(ids) and int(ids.max()) >= self.vocab_size:
-            ids = ids[ids < self.vocab_size]
-        length = sizes[ids]
-        ends = np.cumsum(length)
-        total = int(ends[-1]) if len(ends) else 0
-        return table[np.repeat(begins[ids] - (ends - length), length) + np.arange(total)]
+    def spell(self, ids: Ids) -> Spelling:
+        """What the tokens stand for. An id beyond the vocabulary (silence, end) stands for nothing."""
+        if len(ids) == 0:
+            return Spelling(np.empty(0, np.uint8), np.zeros(1, np.int64))
+        if int(ids.max()) > self.vocab_size:
+            ids = np.minimum(ids, self.vocab_size)
+        _, offsets, data = self._pieces.take(pa.array(ids)).buffers()
+        return Spelling(np.frombuffer(data or b"", np.uint8), np.frombuffer(offsets, np.int64, len(ids) + 1))
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
         """Tokens of all texts, one after another, and how many each text has.
 
         Meant for batches of about a megabyte (:func:`batches`): larger ones leave the processor's cache.
         """
-        encode = self._tokenizer.encode_batch_fast
-        encoded: list[list[int]] = []
+        ids = array("i")
+        counts: list[int] = []
         for begin in range(0, len(texts), CALL_TEXTS):
-            call = encode(texts[begin : begin + CALL_TEXTS], add_special_tokens=False)
-            encoded += [encoding.ids for encoding in call]
-        flat: list[int] = []
-        for token_ids in encoded:
-            flat += token_ids
-        return np.array(flat, np.int32), np.array(list(map(len, encoded)), np.int64)
+            for encoding in self._tokenizer.encode_batch_fast(
+                texts[begin : begin + CALL_TEXTS], add_special_tokens=False
+            ):
+                own = encoding.ids
+                ids.fromlist(own)
+                counts.append(len(own))
+        return np.array(ids, np.int32), np.array(counts, np.int64)
 
     def decode(self, ids: Ids) -> str:
         """The text of a span. Control tokens (an end marker) and ids beyond the vocabulary stand for no text."""
-        return self.to_bytes(ids).tobytes().decode("utf-8")
+        return self.spell(ids).text.tobytes().decode("utf-8")
 
     def token_id(self, text: str, what: str) -> int:
         """The id of a control token, or of a text that is one token. ``what`` names the option for the error."""
@@ -207,7 +213,7 @@ def _probe(tokenizer: Tokenizer, given: str) -> None:
     for text in _probe_texts(tokenizer):
         ids, _ = tokenizer.encode([text])
         decoded = tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-        if decoded != text or tokenizer.to_bytes(ids).tobytes() != text.encode():
+        if decoded != text or tokenizer.spell(ids).text.tobytes() != text.encode():
             raise UserError(
                 f"--tokenizer {given}: it does not give back every text byte for byte "
                 f"({text[:40]!r} came back as {decoded[:40]!r}), so no dataset made with it would be faithful; "

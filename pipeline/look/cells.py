@@ -61,8 +61,9 @@ def texts(tokenizer: Tokenizer, tokens: NDArray[np.int32], end_id: int | None) -
     """For each of a span's tokens the characters that begin in it; None for the end of a message."""
     last_is_end = len(tokens) > 0 and end_id is not None and int(tokens[-1]) == end_id
     content = tokens[:-1] if last_is_end else tokens
-    joined = tokenizer.to_bytes(content).tobytes()
-    ends = np.cumsum(tokenizer.byte_lengths(content)).tolist()
+    spelling = tokenizer.spell(content)
+    joined = spelling.text.tobytes()
+    ends = spelling.offsets[1:].tolist()
     shown: list[str | None] = []
     if joined.isascii():
         text = joined.decode("ascii")

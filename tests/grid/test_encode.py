@@ -66,7 +66,7 @@ def test_where_no_token_crosses_a_cut_the_tokens_are_those_of_the_whole_text(giv
         ids, _ = tokenizer.encode([text])
         own = range(place, place + len(own_ends))
         place += len(own_ends)
-        reached = {0, *np.cumsum(tokenizer.byte_lengths(ids)).tolist()}
+        reached = set(tokenizer.spell(ids).offsets.tolist())
         if all(len(text[:end].encode()) in reached for end in own_ends):
             begin, length = encoded.begin[own.start : own.stop], encoded.length[own.start : own.stop]
             spans = [encoded.ids[b : b + n] for b, n in zip(begin, length, strict=True)]

@@ -36,9 +36,10 @@ def test_a_real_tokenizer_gives_every_text_back(text: str) -> None:
 def round_trip(tokenizer: Tokenizer, text: str) -> None:
     ids, counts = tokenizer.encode([text, ""])
     assert counts.tolist() == [len(ids), 0]
-    assert tokenizer.to_bytes(ids).tobytes() == text.encode()
+    spelling = tokenizer.spell(ids)
+    assert spelling.text.tobytes() == text.encode()
+    assert spelling.offsets.tolist() == [len(tokenizer.spell(ids[:t]).text) for t in range(len(ids) + 1)]
     assert tokenizer.decode(ids) == text
-    assert int(tokenizer.byte_lengths(ids).sum()) == len(text.encode())
     assert tokenizer.control_ids.isdisjoint(ids.tolist())
     assert all(0 <= i < tokenizer.vocab_size for i in ids.tolist())
 

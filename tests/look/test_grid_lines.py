@@ -13,6 +13,7 @@ from random_grids import TEXTS, TOKENIZER_BUILTIN, Drawn, grids, recipe
 from rich.cells import cell_len
 
 from pipeline.grid.ids import token_ids
+from pipeline.grid.tokens import Spelling
 from pipeline.layout import Clock, Layout, Stream
 from pipeline.layout_file import load_layout
 from pipeline.look.cells import JOINER, SILENCE
@@ -147,12 +148,9 @@ class Counting:
     def __init__(self) -> None:
         self.spans = 0
 
-    def to_bytes(self, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def spell(self, ids: NDArray[np.int32]) -> Spelling:
         self.spans += 1
-        return TOKENIZER_BUILTIN.to_bytes(ids)
-
-    def byte_lengths(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        return TOKENIZER_BUILTIN.byte_lengths(ids)
+        return TOKENIZER_BUILTIN.spell(ids)
 
 
 @pytest.mark.parametrize("orientation", ["auto", "right", "down"])

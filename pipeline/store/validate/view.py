@@ -117,8 +117,9 @@ class View:
             content &= tokens != end_id
         sizes = np.zeros(len(tokens) + 1, np.int64)
         said = tokens if content.all() else tokens[content]
-        sizes[1:][content] = tokenizer.byte_lengths(said)
-        return Texts(tokenizer.to_bytes(said), np.cumsum(sizes)[self.spans.token_offsets])
+        spelling = tokenizer.spell(said)
+        sizes[1:][content] = np.diff(spelling.offsets)
+        return Texts(spelling.text, np.cumsum(sizes)[self.spans.token_offsets])
 
     def at_span(self, span: int, expected: Any = "", found: Any = "") -> Found:
         """The place of a span."""
