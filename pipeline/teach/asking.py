@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline.engines.protocol import Answer, Engine, EngineLost, Model, Request, RequestRefused
+from pipeline.engines.protocol import Answer, Engine, EngineLost, Message, Model, Request, RequestRefused, Sampling
 from pipeline.errors import UserError
 from pipeline.teach.answer_line import REFUSED, Question, question
 from pipeline.teach.answers import AnswerStore
@@ -26,8 +26,12 @@ from pipeline.teach.settings import TeacherSettings
 #: An answer that ended like this says nothing about the model: the engine gave it up. It is not kept.
 _GIVEN_UP = frozenset({"abort", "error"})
 
-#: Losses after which a request is asked with nothing else in flight, and such losses after which it is to blame.
-_SUSPICIOUS, _GUILTY = 3, 3
+#: Requests in a row, with no answer in between, that may be blamed for the loss of an engine that is well otherwise.
+_MOST_BLAMED = 5
+_TO_BLAME = "the engine is lost whenever it is asked this, also with nothing else in flight"
+
+#: What an engine is asked that was lost and is started again: whether it is it, or what it was asked.
+_A_WORD = Request((Message("user", "Say a word."),), sampling=Sampling(max_tokens=1))
 
 #: The longest pause between two starts of a lost engine, in seconds.
 _LONGEST_PAUSE = 30.0
@@ -68,6 +72,7 @@ class Asker:
         concurrency: int = 256,
         timeout: float | None = None,
         losses: int = 8,
+        doubts: int = 3,
         pause: float = 0.5,
         probe: Probe | None = None,
         warm_up: bool = False,
@@ -76,7 +81,9 @@ class Asker:
         """``model``: what will answer, where that is known before the engine is started; then the engine is started
         when the store lacks an answer, and a replay needs none. ``concurrency``: the most requests in flight.
         ``timeout``: seconds after which an engine that has not answered a request counts as lost. ``losses``: how often
-        it may be lost without an answer in between; ``pause``: seconds before the first new start, doubled each time.
+        it may be lost without saying anything in between; ``pause``: seconds before the first new start, doubled each
+        time. ``doubts``: after so many losses a request is asked with nothing else in flight, and after so many more it
+        is to blame, if the engine is well without it.
         ``probe`` looks at the engine when it has started for the first time, and says which constraints bind; others are
         not sent: planners check every answer anyway. ``warm_up``: a started engine answers one request before it is given
         more, so that what all prompts begin with is in its cache when they come. ``rounds``: how many times
@@ -92,6 +99,7 @@ class Asker:
         self._concurrency = concurrency
         self._timeout = timeout
         self._losses = losses
+        self._doubts = doubts
         self._pause = pause
         self._probe = probe
         #: The kinds of constraint that bind; None: all.
@@ -106,7 +114,8 @@ class Asker:
         self._up = False
         self._turn = 0  # starts so far
         self._starting: asyncio.Task[None] | None = None
-        self._lost = 0  # times, without an answer in between
+        self._lost = 0  # times, without a word in between
+        self._blamed = 0  # requests, without an answer in between
         self._why = ""
 
     async def start(self) -> Model:
@@ -198,7 +207,7 @@ class Asker:
     async def _engine_answer(self, request: Request) -> Answer:
         lost = lost_alone = 0
         while True:
-            alone = lost >= _SUSPICIOUS
+            alone = lost >= self._doubts
             async with self._warmed(), self._slot(alone):
                 turn = await self._ready()
                 self.meter.begin()
@@ -206,15 +215,13 @@ class Asker:
                     async with asyncio.timeout(self._timeout):
                         answer = await self._engine.ask(self._as_can_be_asked(request))
                     if answer.finish_reason not in _GIVEN_UP:
-                        self._lost = 0
-                        self._warm = True
+                        self._is_well()
                         return answer
                     why = f"it gave a request up ({answer.finish_reason})"
                 except EngineLost as error:
                     why = str(error)
                 except RequestRefused:
-                    self._lost = 0  # a sign of life
-                    self._warm = True
+                    self._is_well()
                     raise
                 except TimeoutError:
                     why = f"no answer within {self._timeout:g} s" if self._timeout else "no answer in time"
@@ -223,8 +230,21 @@ class Asker:
                 self._has_lost(turn, why)
             lost += 1
             lost_alone += alone
-            if lost_alone >= _GUILTY and self.meter.now.asked:
-                raise RequestRefused(f"the engine was lost every time that it was asked this ({lost} times): {why}")
+            if lost_alone >= self._doubts:
+                await self._ready()  # it is started again and speaks, or this run ends here
+                self._blamed += 1
+                if self._blamed > _MOST_BLAMED:
+                    raise UserError(
+                        f"--engine: the engine answers a short question, but was lost over each of the last {self._blamed} "
+                        f"requests, the last time because: {why}. Answers so far are kept: see to it and run the same "
+                        f"command again"
+                    )
+                raise RequestRefused(_TO_BLAME)  # not why: that may name a host, and refusals are kept
+
+    def _is_well(self) -> None:
+        """It has dealt with a request."""
+        self._lost = self._blamed = 0
+        self._warm = True
 
     @asynccontextmanager
     async def _warmed(self) -> AsyncIterator[None]:
@@ -286,15 +306,30 @@ class Asker:
                     self._check(model)
                     if self._probe is not None and self._binding is None:
                         self._binding = await self._probe(self._engine, model)
+                    elif self._lost:
+                        await self._hear()
                 except EngineLost as error:
                     self._lost += 1
                     self._why = str(error)
                     continue
+                self._lost = 0
                 self._turn += 1
                 self._up = True
                 return
         finally:
             self._starting = None
+
+    async def _hear(self) -> None:
+        """Have the engine that was lost say a word. Raises :class:`EngineLost` where it does not."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._engine.ask(msgspec.structs.replace(_A_WORD, template=self.settings.template))
+        except RequestRefused:
+            return
+        except TimeoutError:
+            raise EngineLost(f"it was started again, but has said nothing within {self._timeout:g} s") from None
+        if answer.finish_reason in _GIVEN_UP:
+            raise EngineLost(f"it was started again, but gave the first request up ({answer.finish_reason})")
 
     def _as_can_be_asked(self, request: Request) -> Request:
         """The request without a constraint that this engine takes and ignores, or refuses."""

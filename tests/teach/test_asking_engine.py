@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_server import Body, Fault, StubServer
 from talking import PROMPT, ask, question_of, talk
 
+from pipeline.engines.http import HttpEngine
 from pipeline.engines.protocol import Answer, EngineLost, Message, Model, Request, RequestRefused
 from pipeline.engines.scripted import ScriptedEngine
+from pipeline.engines.spec import parse_spec
 from pipeline.errors import Reason, Rejected, UserError
 from pipeline.teach.answer_line import REFUSED
-from pipeline.teach.asking import Asker
+from pipeline.teach.asking import Asker, Given
 
 
 def _request(text: str) -> Request:
@@ -124,6 +127,7 @@ def test_a_lost_engine_is_started_again_by_one_and_all_ask_again(tmp_path: Path)
 
     assert talk(tmp_path, respond, work, engine=engine) == [f"{number}" for number in range(20)]
     assert engine.starts == 2
+    assert asked.pop("Say a word.") == 1
     assert set(asked.values()) == {2}
 
 
@@ -222,7 +226,84 @@ def test_a_request_that_kills_every_engine_costs_only_its_own_conversation(tmp_p
     assert sorted(rejected) == [4, 9, 20]
     for each in rejected.values():
         assert isinstance(each, Rejected) and each.reason == Reason.TEACHER_REFUSED
-        assert "the engine was lost every time that it was asked this" in each.message
+        assert "the engine is lost whenever it is asked this" in each.message
+        assert "segmentation fault" not in each.message, "what an engine says may name a host"
+
+
+def _dies_of(*poisons: str) -> Callable[[Request], str]:
+    def respond(request: Request) -> str:
+        if question_of(request) in poisons:
+            raise EngineLost("segmentation fault")
+        return "1"
+
+    return respond
+
+
+@pytest.mark.parametrize("doubts", [1, 3])
+def test_who_is_to_blame_is_found_also_where_all_else_is_answered_already(tmp_path: Path, doubts: int) -> None:
+    """The last conversation of a run, and the only one that a rerun still has to ask for."""
+
+    async def others(asker: Asker) -> None:
+        await asyncio.gather(*(asker.answer(_request(f"{number}")) for number in range(20)))
+
+    async def all_of_them(asker: Asker) -> list[Given]:
+        return [await asker.answer(_request(text)) for text in ("0", "19", "poison", "poison")]
+
+    respond = _dies_of("poison")
+    talk(tmp_path, respond, others)
+    engine = Mortal(respond)
+    options = {"engine": engine, "losses": 2, "doubts": doubts}
+    given = talk(tmp_path, respond, all_of_them, **options)
+    assert [each.answer.finish_reason for each in given] == ["stop", "stop", REFUSED, REFUSED]
+    assert engine.starts == 1 + 2 * doubts
+
+
+def test_an_engine_that_speaks_but_is_lost_over_every_request_ends_the_run(tmp_path: Path) -> None:
+    names = [f"{number}" for number in range(20)]
+    respond = _dies_of(*names)
+
+    async def work(asker: Asker) -> None:
+        await asyncio.gather(*(asker.answer(_request(name)) for name in names))
+
+    engine = Mortal(respond)
+    with pytest.raises(
+        UserError, match=r"answers a short question, but was lost over each of the last 6 requests, .* fault"
+    ):
+        talk(tmp_path, respond, work, engine=engine)
+    assert engine.starts < 30
+
+
+def test_a_server_that_fails_over_one_request_costs_only_its_own_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def answer(body: Body) -> str:
+        return "1"
+
+    def faults(body: Body, seen: int) -> Fault | None:
+        return Fault("status", status=500) if body["messages"][0]["content"] == "poison" else None
+
+    async def work(asker: Asker) -> list[Any]:
+        names = [f"{number}" for number in range(30)] + ["poison"]
+        dialogues = (ask(asker.conversation(PROMPT), name) for name in names)
+        return await asyncio.gather(*dialogues, return_exceptions=True)
+
+    with StubServer(answer, faults) as server:
+        spec = parse_spec(server.url)
+        assert spec is not None
+        for folder in (tmp_path / "a", tmp_path / "b"):  # in the second, only the poison is left to ask for
+            if folder.name == "b":
+                (folder / "answers").mkdir(parents=True)
+                for path in (tmp_path / "a" / "answers").glob("*.jsonl"):
+                    lines = path.read_bytes().splitlines(keepends=True)
+                    kept = b"".join(line for line in lines if b"poison" not in line)
+                    (folder / "answers" / path.name).write_bytes(kept)
+            engine = HttpEngine(spec, tries=2, first_wait=0.01)
+            *good, bad = talk(folder, None, work, engine=engine, losses=2, doubts=1)  # type: ignore[arg-type]
+            assert good == 30 * [1]
+            assert isinstance(bad, Rejected) and bad.reason == Reason.TEACHER_REFUSED
+            assert server.url not in str(bad)
 
 
 def test_an_engine_that_hangs_counts_as_lost(tmp_path: Path) -> None:
@@ -244,7 +325,7 @@ def test_an_answer_that_the_engine_gave_up_is_not_kept(tmp_path: Path) -> None:
     endings = ["abort", "error", "stop"]
 
     def respond(request: Request) -> Answer:
-        return Answer("1", endings.pop(0))
+        return Answer("1", endings.pop(0) if question_of(request) == "a" else "stop")
 
     async def work(asker: Asker) -> str:
         return (await asker.answer(_request("a"))).answer.finish_reason
@@ -408,7 +489,8 @@ def test_a_cold_engine_that_is_lost_over_its_first_request_is_cold_again(tmp_pat
     given = talk(tmp_path, crowd, _ask_many, engine=engine, warm_up=True)
     assert [each.answer.finish_reason for each in given] == 20 * ["stop"]
     assert engine.starts == 2
-    assert crowd.seen == [1, 1, *range(1, 20)]
+    word = 1
+    assert crowd.seen == [1, word, 1, *range(1, 20)]
 
 
 def test_a_cold_engine_whose_first_request_nobody_wants_any_more_is_given_another(tmp_path: Path) -> None:
