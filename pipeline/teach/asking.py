@@ -205,41 +205,51 @@ class Asker:
     # The engine, which may be lost at any time.
 
     async def _engine_answer(self, request: Request) -> Answer:
-        lost = lost_alone = 0
-        while True:
-            alone = lost >= self._doubts
-            async with self._warmed(), self._slot(alone):
-                turn = await self._ready()
-                self.meter.begin()
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        answer = await self._engine.ask(self._as_can_be_asked(request))
-                    if answer.finish_reason not in _GIVEN_UP:
-                        self._is_well()
-                        return answer
-                    why = f"it gave a request up ({answer.finish_reason})"
-                except EngineLost as error:
-                    why = str(error)
-                except RequestRefused:
-                    self._is_well()
-                    raise
-                except TimeoutError:
-                    why = f"no answer within {self._timeout:g} s" if self._timeout else "no answer in time"
-                finally:
-                    self.meter.end()
-                self._has_lost(turn, why)
-            lost += 1
-            lost_alone += alone
-            if lost_alone >= self._doubts:
-                await self._ready()  # it is started again and speaks, or this run ends here
-                self._blamed += 1
-                if self._blamed > _MOST_BLAMED:
-                    raise UserError(
-                        f"--engine: the engine answers a short question, but was lost over each of the last {self._blamed} "
-                        f"requests, the last time because: {why}. Answers so far are kept: see to it and run the same "
-                        f"command again"
-                    )
-                raise RequestRefused(_TO_BLAME)  # not why: that may name a host, and refusals are kept
+        """Ask until there is an answer. A request that the engine is lost over again and again is asked with nothing else
+        in flight, and where it is lost over it then too, it is the request that is to blame.
+        """
+        for _ in range(self._doubts):
+            async with self._warmed(), self._slots:
+                answer = await self._attempt(request)
+            if answer is not None:
+                return answer
+        async with self._nothing_else():
+            for _ in range(self._doubts):
+                answer = await self._attempt(request)
+                if answer is not None:
+                    return answer
+            await self._ready()  # it is started again and speaks, or the run ends here
+        self._blamed += 1
+        if self._blamed > _MOST_BLAMED:
+            raise UserError(
+                f"--engine: the engine answers a short question, but was lost over each of the last {self._blamed} "
+                f"requests, the last time because: {self._why}. Answers so far are kept: see to it and run the same command "
+                f"again"
+            )
+        raise RequestRefused(_TO_BLAME)  # not why: that may name a host, and refusals are kept
+
+    async def _attempt(self, request: Request) -> Answer | None:
+        """Ask once; None where the engine is lost."""
+        turn = await self._ready()
+        self.meter.begin()
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._engine.ask(self._as_can_be_asked(request))
+            if answer.finish_reason not in _GIVEN_UP:
+                self._is_well()
+                return answer
+            why = f"it gave a request up ({answer.finish_reason})"
+        except EngineLost as error:
+            why = str(error)
+        except RequestRefused:
+            self._is_well()
+            raise
+        except TimeoutError:
+            why = f"no answer within {self._timeout:g} s" if self._timeout else "no answer in time"
+        finally:
+            self.meter.end()
+        self._has_lost(turn, why)
+        return None
 
     def _is_well(self) -> None:
         """It has dealt with a request."""
@@ -257,12 +267,8 @@ class Asker:
         yield
 
     @asynccontextmanager
-    async def _slot(self, alone: bool) -> AsyncIterator[None]:
-        """A place in flight; ``alone``: all of them, so that it is known which request an engine was lost over."""
-        if not alone:
-            async with self._slots:
-                yield
-            return
+    async def _nothing_else(self) -> AsyncIterator[None]:
+        """All places in flight, so that it is known which request an engine is lost over."""
         async with self._alone:
             taken = 0
             try:

@@ -230,9 +230,10 @@ def test_a_request_that_kills_every_engine_costs_only_its_own_conversation(tmp_p
         assert "segmentation fault" not in each.message, "what an engine says may name a host"
 
 
-def _dies_of(*poisons: str) -> Callable[[Request], str]:
-    def respond(request: Request) -> str:
+def _dies_of(*poisons: str) -> Callable[[Request], Awaitable[str]]:
+    async def respond(request: Request) -> str:
         if question_of(request) in poisons:
+            await asyncio.sleep(0.01)
             raise EngineLost("segmentation fault")
         return "1"
 
