@@ -6,6 +6,9 @@ store, checking, plans, grids, commits; the clock runs from the first shard's re
 up. The other side is given the accepted requests of that run, all in one batch, and does nothing with the answers. Both
 sides have one request answered before the rest, which then find the text that all share in the prefix cache.
 
+A third run replays those answers through an engine that takes no time: what the pipeline could feed on one core, however
+fast the engine.
+
 Beside it, ``blind`` on the same conversations: the share of prompt tokens that came from the prefix cache.
 """
 
@@ -43,6 +46,7 @@ from jobs.progress import Progress
 from jobs.run import RunOptions, Summary, run
 from pipeline.engines.build import build_engine
 from pipeline.engines.protocol import Answer, Engine, Model, Request
+from pipeline.engines.scripted import ScriptedEngine
 from pipeline.engines.spec import parse_spec
 from pipeline.grid.tokens import load_tokenizer
 from pipeline.read.inputs import resolve_inputs
@@ -75,6 +79,14 @@ class Lent:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
 
+def instant(model: Model, asked: list[tuple[Request, Answer]]) -> Engine:
+    """An engine that knows every answer and takes no time over it."""
+    answers = {question(model, request).key: answer for request, answer in asked}
+    return ScriptedEngine(
+        lambda request: answers[question(model, request).key], name=model.name, revision=model.revision
+    )
+
+
 @contextmanager
 def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop in a thread."""
@@ -86,10 +98,10 @@ def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
     thread.join()
 
 
-def convert(recipe: str, corpus: Path, out: Path, spec: Any, lent: Lent) -> tuple[Summary, float]:
+def convert(recipe: str, corpus: Path, out: Path, spec: Any, engine: Engine) -> tuple[Summary, float]:
     """One whole run, and its seconds from the first shard to the last commit."""
     shown = Progress()
-    with mock.patch.object(jobs.teaching, "build_engine", lambda _: lent):
+    with mock.patch.object(jobs.teaching, "build_engine", lambda _: engine):
         summary = run(
             RunOptions(
                 files=resolve_inputs([str(corpus)]),
@@ -143,7 +155,7 @@ def main() -> None:
             return future.result()
 
         answering: Model = there(engine.start())
-        ratios, ours, theirs = [], [], []
+        ratios, ours, theirs, alone = [], [], [], []
         for number in range(given.rounds):
             there(engine.forget_prefixes())
             lent = Lent(engine, loop)
@@ -158,7 +170,11 @@ def main() -> None:
             answers = there(batch())
             bare_seconds = time.perf_counter() - started
             bare_tokens = sum(answer.output_tokens for answer in answers)
+            _, seconds_alone = convert(
+                "align", corpus, folder / f"alone-{number}", spec, instant(answering, lent.asked)
+            )
             ours.append(tokens / seconds)
+            alone.append(tokens / seconds_alone)
             theirs.append(bare_tokens / bare_seconds)
             ratios.append(ours[-1] / theirs[-1])
             progress(
@@ -178,6 +194,7 @@ def main() -> None:
             "concurrency": given.concurrency,
             "pipeline_tokens_per_s": round(median(ours)),
             "engine_tokens_per_s": round(median(theirs)),
+            "pipeline_with_instant_engine_tokens_per_s": round(median(alone)),
             "ratio": round(median(ratios), 3),
             "ratios": [round(ratio, 3) for ratio in ratios],
             "asked": 0.9,

@@ -43,16 +43,23 @@ class HttpEngine:
     """Asks servers. Made by :func:`pipeline.engines.build.build_engine`."""
 
     def __init__(
-        self, spec: EngineSpec, *, tries: int = 8, first_wait: float = 0.5, longest_wait: float = 30.0
+        self,
+        spec: EngineSpec,
+        *,
+        tries: int = 8,
+        first_wait: float = 0.5,
+        longest_wait: float = 30.0,
+        longest_silence: float = 900.0,
     ) -> None:
         """``tries``: how often one request is sent before the engine counts as lost.
 
         ``first_wait``, ``longest_wait``: seconds; before the n-th try again a request waits somewhere between 0 and
         ``first_wait · 2ⁿ``, at most ``longest_wait``, so that many requests do not come back all at once.
+        ``longest_silence``: seconds for which a server may ask again and again to be left alone, while none answers.
         """
         self._spec = spec
         self._tries = tries
-        self._first_wait, self._longest_wait = first_wait, longest_wait
+        self._first_wait, self._longest_wait, self._longest_silence = first_wait, longest_wait, longest_silence
         self._extra = dict(spec.args)
         self._balancer = Balancer(spec.where)
         self._room = asyncio.Semaphore(spec.concurrency)
@@ -170,6 +177,7 @@ class HttpEngine:
 
     async def _persist(self, session: aiohttp.ClientSession, path: str, body: bytes) -> Answer:
         """Send until there is an answer, at most as often as may be."""
+        began = self._balancer.now()
         sent = waits = timeouts = 0
         while sent < self._tries and timeouts < _TIMEOUTS:
             if sent and not self._balancer.has_awake():
@@ -178,6 +186,11 @@ class HttpEngine:
             sent += 1
             server = self._balancer.choose()
             while closed := self._balancer.seconds_closed(server):
+                silence = self._balancer.silence_since(began)
+                if silence > self._longest_silence:
+                    raise EngineLost(
+                        f"{server.url}: asks to be left alone, and has answered nothing for {silence:.0f} s"
+                    )
                 await asyncio.sleep(closed + self._jitter.uniform(0.0, self._first_wait))
                 server = self._balancer.choose()
             server.in_flight += 1

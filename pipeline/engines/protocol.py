@@ -60,6 +60,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     output_tokens: int = 0
     #: Prompt tokens that the engine had in its prefix cache.
     cached_tokens: int = 0
+    #: Whether the request's constraint was left out, because the engine knows none of that kind.
+    unconstrained: bool = False
 
 
 class Model(NamedTuple):

@@ -33,6 +33,11 @@ class Balancer:
         self._servers = [Server(url) for url in urls]
         self._clock = clock
         self._turn = 0
+        self._heard = clock()
+
+    def now(self) -> float:
+        """The balancer's time, in seconds."""
+        return self._clock()
 
     def choose(self) -> Server:
         """The server to ask. Where all rest, the one that has rested most."""
@@ -53,10 +58,15 @@ class Balancer:
         """How long the server still wants to be left alone."""
         return max(0.0, server.closed_until - self._clock())
 
+    def silence_since(self, began: float) -> float:
+        """For how many seconds no server has answered anything, counted from ``began`` at the earliest."""
+        return self._clock() - max(began, self._heard)
+
     def succeeded(self, server: Server) -> None:
         """It answers: whatever went wrong before is forgotten."""
         server.failures = 0
         server.rests_until = 0.0
+        self._heard = self._clock()
 
     def failed(self, server: Server, pause: float = 0.0) -> None:
         """It did not answer: let it rest, the longer the more often; ``pause`` seconds where it said so itself."""

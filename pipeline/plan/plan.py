@@ -37,9 +37,11 @@ class Segment(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class GivenAnswer(msgspec.Struct, frozen=True, gc=False):
-    """An answer that a plan was made from: its key in the answer store, and how it ended."""
+    """An answer that a plan was made from: its key in the answer store, how it was drawn and how it ended."""
 
     key: str
+    temperature: float
+    seed: int
     finish_reason: str
 
 
@@ -51,6 +53,7 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     prompt: str
     model: str
     revision: str | None
+    #: Of the first attempt at every question; that of the answers is with them.
     temperature: float
     top_p: float
     seed: int

@@ -3,7 +3,8 @@
     {"key":"…","model":"…","revision":null,"request":{…},"answer":{…},"crc32":"…"}
 
 The key is the SHA-256 of ``{"model":…,"revision":…,"request":…}`` exactly as it stands in the line, so anyone can check
-it. Whatever is empty in a request is left out: a kind of request that comes later changes no key. The order inside
+it. An answer is ``unconstrained`` where the engine was not told the request's constraint, because it knows none of that
+kind. Whatever is empty in a request is left out: a kind of request that comes later changes no key. The order inside
 constraints is kept, because a model writes the fields of an object in the order of its schema.
 """
 
@@ -47,7 +48,7 @@ def write_line(asked: Question, answer: Answer) -> bytes:
     line = b'{"key":"%s",%s,"answer":%s' % (
         asked.key.encode(),
         asked.document[1:-1],
-        _json(msgspec.to_builtins(answer)),
+        _json({name: value for name, value in msgspec.to_builtins(answer).items() if value is not False}),
     )
     return b'%s,"crc32":"%08x"}\n' % (line, zlib.crc32(line))
 

@@ -231,13 +231,14 @@ class Asker:
     async def _attempt(self, request: Request) -> Answer | None:
         """Ask once; None where the engine is lost."""
         turn = await self._ready()
+        sent = self._as_can_be_asked(request)
         self.meter.begin()
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._engine.ask(self._as_can_be_asked(request))
+                answer = await self._engine.ask(sent)
             if answer.finish_reason not in _GIVEN_UP:
                 self._is_well()
-                return answer
+                return answer if sent is request else msgspec.structs.replace(answer, unconstrained=True)
             why = f"it gave a request up ({answer.finish_reason})"
         except EngineLost as error:
             why = str(error)

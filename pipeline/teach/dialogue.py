@@ -25,6 +25,9 @@ Value = TypeVar("Value")
 #: How engines say that an answer has reached ``max_tokens``.
 _TRUNCATED = "length"
 
+#: Characters of a truncated answer that its model is shown: enough to know it again, too few to repeat it.
+_SHOWN = 80
+
 
 class Dialogue:
     """Asks on behalf of one conversation (:class:`pipeline.teach.protocol.Ask`), and knows what its plan came from."""
@@ -46,10 +49,11 @@ class Dialogue:
     ) -> tuple[Value, str]:
         """See :class:`pipeline.teach.protocol.Ask`.
 
-        An invalid answer is followed, in the next attempt, by what was wrong with it; a truncated one is only asked for
-        again. A conversation whose every answer is truncated is ``teacher_truncated``, and one with any other answers
-        that are all invalid ``teacher_invalid``. A request that is refused ends its round of attempts: nothing but another
-        draw would be asked. Its conversation is ``teacher_refused``, unless a later round, in a retry, gets an answer.
+        An invalid answer is followed, in the next attempt, by what was wrong with it; of a truncated one only the
+        beginning is shown again. A conversation whose every answer is truncated is ``teacher_truncated``, and one with
+        any other answers that are all invalid ``teacher_invalid``. A request that is refused ends its round of attempts:
+        nothing but another draw would be asked. Its conversation is ``teacher_refused``, unless a later round, in a
+        retry, gets an answer.
 
         Beyond the attempts that are allowed, answers that are kept already are used: a retry has paid for them, and a
         run that replays its answers shall give what it gave.
@@ -87,17 +91,18 @@ class Dialogue:
                     value = parse(answer.text)
                 except ValueError as error:
                     wrong = str(error)
-                    note = (
-                        Message("assistant", harmless(answer.text)),
-                        Message("user", self._prompt.render(RETRY, problem=wrong)),
-                    )
+                    note = self._note(answer.text, wrong)
                     continue
                 now.accepted += 1
                 now.accepted_tokens += answer.output_tokens if given.paid else 0
-                self._used.append((place, GivenAnswer(given.key, answer.finish_reason)))
+                self._used.append(
+                    (place, GivenAnswer(given.key, sampling.temperature, sampling.seed, answer.finish_reason))
+                )
                 return value, answer.text
-            truncated += answer.finish_reason == _TRUNCATED
             wrong = f"it ended with '{answer.finish_reason}', not with 'stop'"
+            if answer.finish_reason == _TRUNCATED:
+                truncated += 1
+                note = self._note(f"{answer.text[:_SHOWN]}…", f"it was cut off at {max_tokens} tokens; be brief")
         now.rejected += 1
         if refused is not None:
             raise Rejected(Reason.TEACHER_REFUSED, f"{refused} (kept; `pipeline retry` asks again)", tuple(said))
@@ -106,6 +111,10 @@ class Dialogue:
             raise Rejected(Reason.TEACHER_TRUNCATED, message, tuple(said))
         message = f"none of {len(said)} answers was valid; the last one: {wrong}"
         raise Rejected(Reason.TEACHER_INVALID, message, tuple(said))
+
+    def _note(self, answer: str, wrong: str) -> tuple[Message, Message]:
+        """What follows a question that is asked again."""
+        return Message("assistant", harmless(answer)), Message("user", self._prompt.render(RETRY, problem=wrong))
 
     async def _given(self, request: Request, messages: int) -> Given:
         """The answer to a request; where a note has made it too long for the model, to the request without."""

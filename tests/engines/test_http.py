@@ -191,6 +191,22 @@ def test_a_pause_that_the_server_asks_for_is_kept() -> None:
     assert [_pause(odd) for odd in (None, "", "soon", "-3", "nan", "Fri, 01 Jan 1999 00:00:00 GMT")] == [0.0] * 6
 
 
+def test_a_server_that_asks_for_pauses_only_is_given_up_in_the_end() -> None:
+    """However many wait for it: most of them never get to send anything."""
+    with StubServer(faults=_always(Fault("status", status=429, retry_after="0.2"))) as server:
+        engine = HttpEngine(_spec(server), tries=1000, first_wait=0.002, longest_silence=0.7)
+
+        async def ask(engine: HttpEngine, _model: Model) -> list[Any]:
+            requests = (engine.ask(_request(f"{number}")) for number in range(20))
+            return await asyncio.gather(*requests, return_exceptions=True)
+
+        began = time.monotonic()
+        lost = _run(engine, ask)
+        assert all(isinstance(each, EngineLost) and "asks to be left alone" in str(each) for each in lost)
+        assert 0.7 <= time.monotonic() - began < 5.0
+        assert len(server.bodies) < 1000
+
+
 def test_a_request_that_can_never_be_answered_is_refused_with_the_servers_words() -> None:
     said = "This model's maximum context length is 8192 tokens."
     with StubServer(faults=_always(Fault("status", status=400, message=said))) as server:

@@ -65,7 +65,8 @@ def test_an_invalid_answer_is_asked_again_and_told_what_was_wrong(tmp_path: Path
     assert len({request.sampling.seed for request in teller.requests}) == 3
     assert first.sampling.seed == 5
     [used] = dialogue.provenance("align").answers
-    assert used.finish_reason == "stop"
+    drawn = third.sampling
+    assert used == GivenAnswer(used.key, drawn.temperature, drawn.seed, "stop")
 
 
 def test_what_the_teacher_said_goes_into_the_complaint_as_data(tmp_path: Path) -> None:
@@ -96,11 +97,14 @@ def test_a_truncated_answer_is_not_accepted_and_not_repeated(tmp_path: Path) -> 
     teller = Teller(Answer("7", "length"), "8")
     value, _ = talk(tmp_path, teller, _one)
     assert value == 8, "a truncated answer that happens to parse is still truncated"
-    assert teller.requests[1].messages == teller.requests[0].messages
+    question, beginning, complaint = teller.requests[1].messages
+    assert (question,) == teller.requests[0].messages and beginning == Message("assistant", "7…")
+    assert "cut off at 8 tokens" in complaint.content
     assert teller.requests[1].sampling != teller.requests[0].sampling
-    teller = Teller("x", Answer("y", "length"), "8")
+    teller = Teller("x", Answer("y" * 10_000, "length"), "8")
     talk(tmp_path / "other", teller, _one)
-    assert [len(request.messages) for request in teller.requests] == [1, 3, 1]
+    assert [len(request.messages) for request in teller.requests] == [1, 3, 3]
+    assert len(teller.requests[2].messages[1].content) < 100
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_provenance_says_where_a_plan_came_from(tmp_path: Path) -> None:
     assert other.answers == [one.answers[1]], "who asks the same gets the same answer"
     stored = [path.read_text() for path in (tmp_path / "answers").glob("*.jsonl")]
     assert all(any(f'{{"key":"{answer.key}"' in text for text in stored) for answer in one.answers)
-    assert one.answers[0] == GivenAnswer(one.answers[0].key, "stop")
+    assert one.answers[0] == GivenAnswer(one.answers[0].key, 0.2, 3, "stop")
 
 
 def test_the_order_of_answers_is_that_of_the_plan_whatever_comes_first(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from stub_server import Body, Fault, StubServer
 from talking import PROMPT, ask, question_of, talk
 
 from pipeline.engines.http import HttpEngine
-from pipeline.engines.protocol import Answer, EngineLost, Message, Model, Request, RequestRefused
+from pipeline.engines.protocol import Answer, Constraint, Engine, EngineLost, Message, Model, Request, RequestRefused
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.engines.spec import parse_spec
 from pipeline.errors import Reason, Rejected, UserError
@@ -436,6 +437,30 @@ def test_a_thousand_conversations_with_an_engine_that_does_everything_wrong(tmp_
     lines = [path.read_bytes().splitlines() for path in (tmp_path / "disturbed" / "answers").glob("*.jsonl")]
     keys = [line[:75] for each in lines for line in each]
     assert len(keys) == len(set(keys))
+
+
+def test_a_constraint_that_the_engine_does_not_know_is_left_out_and_the_line_says_so(tmp_path: Path) -> None:
+    seen: list[Constraint | None] = []
+
+    def respond(request: Request) -> str:
+        seen.append(request.constraint)
+        return "1"
+
+    async def probe(engine: Engine, model: Model) -> frozenset[str]:
+        return frozenset({"json"})
+
+    constraints = Constraint("json", {"type": "integer"}), Constraint("grammar", 'root ::= "1"')
+
+    async def work(asker: Asker) -> list[str]:
+        return [(await asker.answer(Request(_request("a").messages, constraint=each))).key for each in constraints]
+
+    keys = talk(tmp_path, respond, work, probe=probe)
+    assert seen == [constraints[0], None]
+    [path] = (tmp_path / "answers").glob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [line["key"] for line in lines] == keys
+    assert [line["answer"].get("unconstrained") for line in lines] == [None, True]
+    assert talk(tmp_path, lambda request: "2", work, probe=probe) == keys
 
 
 class Crowd:
