@@ -12,7 +12,7 @@ Nothing is lost: ``json.loads`` gives the text back exactly.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -93,7 +93,8 @@ class Plain(str):
 class Text:
     """Corpus text inside a template. It can be compared, counted and inserted (fenced), and nothing else.
 
-    It has no string form that a filter, ``~`` or a format could use to get it past the fence or to cut it unseen.
+    It has no string form that a filter, ``~`` or a format could use to get it past the fence or to cut it unseen; nor
+    has what is inserted (:mod:`pipeline.teach.insertions`).
     """
 
     __slots__ = ("_text",)
@@ -117,6 +118,11 @@ class Text:
         raise TypeError("corpus text can only be inserted, as {{ text }}: no filter, `~` or format may change it")
 
 
+def revealed(text: Text) -> str:
+    """What a :class:`Text` holds. A function, for templates can call methods."""
+    return text._text
+
+
 def guarded(value: Any) -> Any:
     """What a template gets to see of ``value``: every string as :class:`Text`, records as mappings.
 
@@ -136,24 +142,3 @@ def guarded(value: Any) -> Any:
         case list() | tuple():
             return [guarded(each) for each in value]
     raise TypeError(f"a prompt cannot be given a {type(value).__name__}")
-
-
-def inserted(value: Any) -> Any:
-    """What ``{{ value }}`` writes. Raises TypeError for what has no one way to be written."""
-    if isinstance(value, Text):
-        return fenced(value._text)
-    if value is None or isinstance(value, list | dict | tuple):
-        raise TypeError(f"a {type(value).__name__} cannot be inserted: insert its elements")
-    return value
-
-
-def data(value: Any) -> Text:
-    """The filter of that name: says in a template that something is fenced, as corpus text is anyway."""
-    if isinstance(value, Text | str):
-        return value if isinstance(value, Text) else Text(value)
-    raise TypeError(f"`data` is for text, not for a {type(value).__name__}")
-
-
-def join(values: Iterable[Any], separator: str = "") -> str:
-    """The filter of that name, for corpus text too: each is fenced."""
-    return str(separator).join(str(inserted(value)) for value in values)

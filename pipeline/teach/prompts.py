@@ -1,8 +1,9 @@
 """Prompts: a folder of Jinja templates, read once, known by its hash.
 
 A template sees only what its planner gives it, in a sandbox; corpus text goes in through the fence
-(:mod:`pipeline.teach.data`). It may include the other templates of its folder, and the shared ones as
-``_shared/NAME.jinja``; nothing else can be reached. Rendering is a function of templates and values: no clock, no chance.
+(:mod:`pipeline.teach.data`) and stays behind it (:mod:`pipeline.teach.insertions`). It may include the other templates
+of its folder, and the shared ones as ``_shared/NAME.jinja``; nothing else can be reached. Rendering is a function of
+templates and values: no clock, no chance.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from jinja2 import (
     Environment,
     FunctionLoader,
     StrictUndefined,
+    Template,
     TemplateError,
     TemplateNotFound,
     TemplateSyntaxError,
     meta,
 )
+from jinja2.environment import TemplateModule
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.errors import UserError
 from pipeline.resources import folder
-from pipeline.teach.data import data, guarded, inserted, join
+from pipeline.teach.data import guarded
+from pipeline.teach.insertions import data, inserted, join, rendered
 
 #: Templates for every prompt stand in this folder beside the shipped ones, and are included by this name.
 SHARED = "_shared"
@@ -56,11 +61,12 @@ class Prompt(msgspec.Struct, frozen=True):
         """One template with values: strings are corpus text and fenced, unless they are :class:`Plain`.
 
         Raises :class:`UserError` naming prompt, template and line: a template that is missing or asks for what it is
-        not given or may not have.
+        not given or may not have; and one that cuts, changes or drops a text that it has inserted.
         """
         try:
             made = _environment(tuple(sorted(self.templates.items()))).get_template(template)
-            return made.render({name: guarded(value) for name, value in values.items()})
+            given = {name: guarded(value) for name, value in values.items()}
+            return rendered(lambda: made.render(given), template)
         except TemplateNotFound as error:
             raise _missing(self.name, str(error.name or template), self.templates) from None
         except Exception as error:  # whatever a template does wrong, it is the template
@@ -181,11 +187,20 @@ def _made(loader: FunctionLoader | None) -> Environment:
         auto_reload=False,
         cache_size=-1,
     )
+    environment.template_class = _Template
     environment.filters.update(data=data, join=join)
     for name in _LEFT_OUT:
         del environment.filters[name]
     del environment.globals["lipsum"]
     return environment
+
+
+class _Template(Template):
+    """What is imported is made again for every prompt: Jinja keeps it, and with it counters and texts of other prompts."""
+
+    def _get_default_module(self, ctx: Context | None = None) -> TemplateModule:
+        self._module = None
+        return super()._get_default_module(ctx)
 
 
 def _last_line(error: BaseException, templates: dict[str, str]) -> tuple[str, int] | None:

@@ -180,6 +180,133 @@ def test_whoever_forgets_the_filter_is_safe(template: str) -> None:
     assert prompt.render("user.jinja", text=SECRET, parts=[{"text": SECRET}], meta={SECRET: 1}) == fenced(SECRET)
 
 
+#: How a template can make a string of what it inserts.
+_CAPTURES = (
+    "{% set x %}{{ text }}{% endset %}",
+    "{% set x %}\n- {{ text }};\n{% endset %}",
+    "{% set x = [text]|join %}",
+    "{% set x = [text, text]|join(', ') %}",
+    "{% macro m(y) %}{{ y }}{% endmacro %}{% set x = m(text) %}",
+    "{% macro m() %}({{ caller() }}){% endmacro %}{% set x %}{% call m() %}{{ text }}{% endcall %}{% endset %}",
+    "{% from 'macros.jinja' import m %}{% set x = m(text) %}",
+    "{% import 'macros.jinja' as macros with context %}{% set x = macros.m(text) ~ '' %}",
+    "{% set x %}{% include 'part.jinja' %}{% endset %}",
+    "{% set x %}{% for each in parts %}{{ each.text }}{% endfor %}{% endset %}",
+    "{% set x %}{% filter trim %} {{ text }} {% endfilter %}{% endset %}",
+)
+
+#: What it can do with a string.
+_CHANGES = (
+    "x", "x[1:12]", "x[:-1]", "x[:2]", "x[::-1]", "x[:0]", "x|replace('\\\\u003c', '<')", "x|replace('\\\\n', '\\n')",
+    "x|replace('e', '')", "x|upper", "x|lower", "x|title", "x|capitalize", "x|trim", "x.strip('\"')", "x|indent(2)",
+    "x|wordwrap(5)", "x|wordwrap(5, false)", "x|first", "x|last", "x|list|join('-')", "x|reverse", "x|sort|join",
+    "x|unique|join", "x|batch(3)|first|join", "x.split()[0]", "x.split('c')|join", "x.partition('|')[0]", "'%.5s' % x",
+    "'%.0s' % x", "'%s' % x", "'{:.7}'.format(x)", "'%-80s' % x", "x|center(80)", "x|e", "x|forceescape", "x|urlize",
+    "x|urlencode", "x|tojson", "x|striptags", "x|string", "x|int", "x|length", "x|format", "x|data", "x ~ x", "x * 2",
+    "[x, text]|join", "x.encode()", "x.translate({60: 'a'})", "x.zfill(99)", "x.casefold()", "x.isascii()", "'%r' % x",
+)  # fmt: skip
+
+_PARTS = {"macros.jinja": "{% macro m(y) %}{{ y|data }}{% endmacro %}", "part.jinja": "{{ text }}"}
+
+
+def _whole_or_nothing(template: str, text: str) -> bool:
+    """Renders it; whether it gave anything. What it gave holds the text as it was fenced, and no piece of it besides."""
+    prompt = Prompt("mine", {"user.jinja": template, **_PARTS})
+    try:
+        shown = prompt.render("user.jinja", text=text, parts=[{"text": text}])
+    except UserError as error:
+        assert str(error).startswith("prompt mine: ") and ".jinja" in str(error)
+        assert not set(str(error)) & set(_MARKS)
+        return False
+    assert fenced(text) in shown
+    rest = shown.replace(fenced(text), "")
+    assert not set(rest) & (set(_MARKS) | set('<|"\\')), rest
+    assert not any("\ufdd0" <= each <= "\ufdef" for each in rest)
+    return True
+
+
+#: Characters that stand in no template of ours.
+_MARKS = "ÄÖÜäöüßéèñ"
+_TEXT = f'{_MARKS[:5]} "{_MARKS[5:]}" \n<|im_end|>\n ÄÖ'
+
+
+@pytest.mark.parametrize("capture", _CAPTURES)
+def test_no_filter_cuts_or_changes_what_has_been_inserted(capture: str) -> None:
+    """Whatever a template does with a string that holds corpus text: the text is there, whole, or there is no prompt."""
+    given = [change for change in _CHANGES if _whole_or_nothing(f"{capture}{{{{ {change} }}}}", _TEXT)]
+    assert {"x", "x|trim", "x|indent(2)", "'%s' % x", "x ~ x", "x|upper"} <= set(given)
+    assert not {"x[1:12]", "x[::-1]", "x[:0]", "x|first", "'%.0s' % x", "x|urlencode", "x|tojson"} & set(given)
+
+
+@given(
+    capture=st.sampled_from(_CAPTURES),
+    changes=st.lists(st.sampled_from(_CHANGES), min_size=1, max_size=3),
+    text=st.text(st.sampled_from(_MARKS + '<|"\\\n'), min_size=1, max_size=40).map(lambda text: f"Ä{text}<|im_end|>"),
+)
+def test_nor_do_several(capture: str, changes: list[str], text: str) -> None:
+    chain = "".join(f"{{% set x = {change} %}}" for change in changes)
+    _whole_or_nothing(f"{capture}{chain}{{{{ x }}}}", text)
+
+
+@pytest.mark.parametrize("name", ["upper", "replace('\\\\u003c', '<')", "replace('\\\\n', '\n')", "indent(4)", "trim"])
+def test_a_filter_around_a_text_works_on_what_is_around_it(name: str) -> None:
+    template = f"{{% filter {name} %}}a\n{{{{ text }}}}{{% endfilter %}}"
+    assert _whole_or_nothing(template, _TEXT)
+
+
+def test_a_long_list_is_not_cut_between_two_texts() -> None:
+    """The cut is found wherever it falls."""
+    texts = [f"{number}." * number for number in range(40)]
+    block = "{% set x %}{% for text in texts %}{{ text }}{% endfor %}{% endset %}"
+    whole = Prompt("mine", {"user.jinja": block + "{{ x }}"}).render("user.jinja", texts=texts)
+    assert whole == "".join(map(fenced, texts))
+    for end in range(len(whole)):
+        with pytest.raises(UserError, match=r"prompt mine: user\.jinja: corpus text that user\.jinja inserts does not"):
+            Prompt("mine", {"user.jinja": f"{block}{{{{ x[:{end}] }}}}"}).render("user.jinja", texts=texts)
+
+
+def test_the_template_that_inserted_it_is_named() -> None:
+    templates = {
+        "user.jinja": "{% from 'part.jinja' import m %}{{ m(text)[:9] }}",
+        "part.jinja": _PARTS["macros.jinja"],
+    }
+    with pytest.raises(
+        UserError, match=r"^prompt mine: user\.jinja: corpus text that part\.jinja inserts .* cut, changed"
+    ):
+        Prompt("mine", templates).render("user.jinja", text=SECRET)
+
+
+def test_what_is_only_looked_at_need_not_be_shown() -> None:
+    template = (
+        "{% if text and text != 'a' %}{{ text|length }}{% endif %}{% for each in parts %}{{ loop.index }}{% endfor %}"
+        "{% set x = text %}{% macro m() %}{{ text }}{% endmacro %}{{ parts|map(attribute='text')|list|length }}"
+        "{{ parts|selectattr('text', 'eq', text)|list|length }}"
+    )
+    prompt = Prompt("mine", {"user.jinja": template})
+    assert prompt.render("user.jinja", text="secret", parts=[{"text": "a"}, {"text": "secret"}]) == "61221"
+
+
+@given(text=_HOSTILE)
+@example(text="\ufdd0\ufdd2\ufdd1")
+def test_a_text_like_a_stand_in_is_a_text(text: str) -> None:
+    prompt = Prompt("mine", {"user.jinja": "{% set x %}{{ a }}{{ b }}{% endset %}{{ x }}{{ a }}"})
+    made = prompt.render("user.jinja", a=f"\ufdd0\ufdd2\ufdd1{text}\ufdd0\ufdd3", b=text)
+    first = fenced(f"\ufdd0\ufdd2\ufdd1{text}\ufdd0\ufdd3")
+    assert made == first + fenced(text) + first
+
+
+def test_what_is_imported_knows_nothing_of_another_prompt() -> None:
+    """Jinja keeps imported modules: their counters would go on, and their texts stand for texts of another conversation."""
+    templates = {
+        "user.jinja": "{% import 'part.jinja' as part %}{{ part.row.next() }}{{ part.own }}{% set ns = part.ns %}"
+        "{% if ns.kept is defined %}{{ ns.kept }}{% endif %}{% set ns.kept = text %}{{ text }}",
+        "part.jinja": "{% set row = cycler('a', 'b') %}{% set ns = namespace() %}"
+        "{% set own %}{{ 'own'|data }}{% endset %}",
+    }
+    prompt = Prompt("mine", templates)
+    assert [prompt.render("user.jinja", text=text) for text in "xy"] == ['a"own""x"', 'a"own""y"']
+
+
 def test_plain_strings_are_inserted_as_they_are_and_compared() -> None:
     prompt = Prompt(
         "mine", {"user.jinja": "{{ name }}{% if role == 'user' %}, {{ {'user': 'User'}[role] }}{% endif %}"}
