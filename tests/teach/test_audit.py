@@ -16,6 +16,7 @@ from teaching import MARK, chances, lengths_of, marked, of_marks, rows, said, te
 
 from pipeline.engines.protocol import Constraint, Message
 from pipeline.errors import Reason, Rejected, UserError
+from pipeline.layout import Layout
 from pipeline.layout_file import load_layout
 from pipeline.plan.edges import Edges, spoken_streams
 from pipeline.plan.plan import Segment
@@ -33,6 +34,16 @@ AGENT = layout(
         "out": ["system", "user", "tool", "call"], "audit": ["system", "user", "tool", "call", "out"],
     },
 )  # fmt: skip
+#: An auditor who reads the user and the answers, and nothing of what the model does with tools.
+NARROW = layout(
+    "system:input", "user:input", "tool:input", "think:internal", "call:output", "out:output", "audit:internal",
+    roles={"system": "system", "user": "user", "think": "think", "answer": "out", "call": "call", "result": "tool"},
+    visibility={
+        "system": [], "user": [], "tool": ["user", "out"], "call": ["user", "out"], "out": ["user"],
+        "audit": ["user", "out"],
+    },
+)  # fmt: skip
+LAYOUTS = {"agent": AGENT, "narrow": NARROW}
 
 TASK = [
     Part("system", "Solve it.", 0),
@@ -78,21 +89,40 @@ def test_sentences_in_groups() -> None:
     assert len(calls) == 1 and "Together 102" in calls[0].prompt
 
 
-@given(parts=conversations().map(marked), every=st.sampled_from([1, 2]), chance=chances())
-@settings(max_examples=120)
-def test_no_note_knows_what_the_schedule_places_later(parts: list[Part], every: int, chance: random.Random) -> None:
-    """Read from the prompts themselves, for any token counts; and nothing of the conversation is moved or changed."""
-    solution = [index for index, part in enumerate(parts) if part.role in ("answer", "call")]
+@given(
+    parts=conversations().map(marked),
+    layout_name=st.sampled_from(sorted(LAYOUTS)),
+    every=st.sampled_from([1, 2]),
+    chance=chances(),
+)
+@settings(max_examples=200)
+def test_no_note_knows_what_the_schedule_places_later(
+    parts: list[Part], layout_name: str, every: int, chance: random.Random
+) -> None:
+    """Read from the prompts themselves, for any token counts; and nothing of the conversation is moved or changed.
+
+    Nor does a prompt show, or a note wait for, what the auditor may not read; and every call has something new to show.
+    """
+    shown = LAYOUTS[layout_name]
+    solution = [
+        index
+        for index, part in enumerate(parts)
+        if part.role in ("answer", "call") and shown.sees("audit", shown.roles[part.role])
+    ]
     if not solution:
         with pytest.raises(Rejected) as caught:
-            teach("audit", AGENT, parts, valid(chance))
+            teach("audit", shown, parts, valid(chance))
         assert caught.value.reason is Reason.NO_OUTPUT
         return
-    segments, calls = teach("audit", AGENT, parts, valid(chance), every=every)
+    segments, calls = teach("audit", shown, parts, valid(chance), every=every)
+    for segment in segments:
+        if segment.text is not None:
+            assert segment.after and all(shown.sees("audit", segments[d].stream) for d, _ in segment.after)
+    assert all(MARK.search(call.messages[-1].content) for call in calls[:-1])
     assert said(segments, parts) == [part.text for part in parts]
     number = of_marks(segments, parts)
     lengths = lengths_of(segments, parts, chance)
-    placed = rows(segments, lengths, AGENT)
+    placed = rows(segments, lengths, shown)
     generated = iter([i for i, segment in enumerate(segments) if segment.text is not None])
     for call in calls:
         answer = json.loads(call.answer)
@@ -103,7 +133,7 @@ def test_no_note_knows_what_the_schedule_places_later(parts: list[Part], every: 
             assert segments[note].stream == "audit"
             for mark in MARK.findall(call.prompt):
                 read = number[mark]
-                assert segments[read].stream != "think"
+                assert shown.sees("audit", segments[read].stream)
                 assert placed[note][0] >= placed[read][1] + 1
     assert next(generated, None) is None
     assert segments[max(i for i, s in enumerate(segments) if s.text is not None)].text.startswith("Verdict: ")  # type: ignore[union-attr]
@@ -114,16 +144,16 @@ def test_no_note_knows_what_the_schedule_places_later(parts: list[Part], every: 
         part: max(end for s, (_, end) in zip(segments, placed, strict=True) if s.part == part)
         for part in range(len(parts))
     }
-    whole = default_plan(parts)
+    whole = default_plan(parts, shown)
     sums = [sum(n for s, n in zip(segments, lengths, strict=True) if s.part == part.part) for part in whole]
-    assert [ends[i] for i in range(len(parts))] == [end for _, end in rows(whole, sums, AGENT)]
+    assert [ends[i] for i in range(len(parts))] == [end for _, end in rows(whole, sums, shown)]
 
 
-def default_plan(parts: Sequence[Part]) -> list[Segment]:
+def default_plan(parts: Sequence[Part], shown: Layout) -> list[Segment]:
     """One segment per part with default edges."""
-    edges = Edges(spoken_streams(AGENT))
+    edges = Edges(spoken_streams(shown))
     for index, part in enumerate(parts):
-        stream = AGENT.roles[part.role]
+        stream = shown.roles[part.role]
         edges.add(part, index, stream, [len(part.text)], [edges.waits(part, stream)])
     return edges.segments
 
@@ -163,6 +193,30 @@ def test_an_empty_solution_is_judged_too() -> None:
 def test_what_comes_after_the_solution_is_not_shown() -> None:
     _, calls = teach("audit", SOLVE, [*TASK, Part("user", "It was 102.", 3)], auditing([], []))
     assert "It was 102" not in calls[-1].prompt
+
+
+def test_calls_that_the_auditor_may_not_read_are_passed_over() -> None:
+    """Neither asked about nor waited for; the verdict comes after the last that it may read."""
+    parts = [
+        Part("user", "Book it.", 0), Part("call", "{}", 1), Part("result", "done", 2, 1), Part("answer", "Done. Bye.", 3),
+        Part("call", '{"more":1}', 3), Part("result", "no", 4, 4),
+    ]  # fmt: skip
+    segments, calls = teach("audit", NARROW, parts, auditing(["fine"]))
+    notes = [(s.text, s.after) for s in segments if s.text is not None]
+    answer = [number for number, segment in enumerate(segments) if segment.part == 3]
+    assert notes == [("fine", ((answer[0], None),)), ("Verdict: correct. It adds up.", ((answer[1], None),))]
+    assert [call.messages[-1].content.split("\n\n")[0] for call in calls] == [
+        'user: "Book it."\nanswer: "Done."\n', 'answer: " Bye."'
+    ]  # fmt: skip
+
+
+def test_a_solution_of_which_the_auditor_may_read_nothing() -> None:
+    parts = [Part("user", "Book it.", 0), Part("call", "{}", 1)]
+    with pytest.raises(
+        Rejected, match="no answer that could be audited, and stream 'audit' may not read the calls"
+    ) as no:
+        teach("audit", NARROW, parts, auditing())
+    assert no.value.reason is Reason.NO_OUTPUT
 
 
 @pytest.mark.parametrize(

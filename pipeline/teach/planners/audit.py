@@ -4,6 +4,7 @@ One call after every sentence of the solution (``every``: after every n-th of a 
 sentence each. The teacher is shown what is new since its last call, never what is written later
 (:mod:`pipeline.teach.causal` checks it), and answers with up to ``notes`` short notes, or passes. The last call, after the
 last sentence that the model wrote, must give a verdict: ``Verdict: correct.`` or ``Verdict: incorrect.``, and a reason.
+What the auditor's stream may not read is no part of the solution: there is no call after it, and no edge to it.
 
 The conversation itself keeps the default edges; nothing waits for the auditor.
 """
@@ -76,9 +77,11 @@ class Planner:
         edges = Edges(self._spoken)
         limits = {"notes": self._remarks.most, "characters": self._remarks.characters}
         thread = Thread(self._prompt, self._layout, parts, edges, self._auditor, **limits)
-        solution = [index for index, part in enumerate(parts) if part.role in ("answer", "call")]
+        written = [index for index, part in enumerate(parts) if part.role in ("answer", "call")]
+        solution = [index for index in written if self._layout.sees(self._auditor, self._stream[parts[index].role])]
         if not solution:
-            raise Rejected(Reason.NO_OUTPUT, "there is no answer that could be audited")
+            unseen = f", and stream '{self._auditor}' may not read the calls" if written else ""
+            raise Rejected(Reason.NO_OUTPUT, f"there is no answer that could be audited{unseen}")
         for index, part in enumerate(parts):
             stream = self._stream[part.role]
             ends = (sentences(part.text) if part.role == "answer" else []) or [len(part.text)]
