@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jsonschema_rs
@@ -24,8 +25,9 @@ from pipeline.layout_file import load_layout
 from pipeline.plan.plan import Segment
 from pipeline.plan.turns import turn_starts
 from pipeline.read.conversation import Part
+from pipeline.recipe import load_recipe
 from pipeline.teach.causal import Order
-from pipeline.teach.planners import align
+from pipeline.teach.planners import TEACHERS, align
 from pipeline.teach.planners.aligning import answer_schema
 from pipeline.teach.prompts import Prompt, load_prompt
 
@@ -50,8 +52,10 @@ def given_answers(*answers: Sequence[int]) -> Callable[[Sequence[Message], Const
 
 
 def sections(call: Call) -> tuple[list[str], list[str]]:
-    """The marks of the numbered input and output segments of a prompt, in order."""
-    inputs, outputs = call.prompt.split("Input segments:\n")[1].split("Output segments:\n")
+    """The marks of the numbered input segments of a prompt's last turn, and of the output segments of its last list."""
+    turn = call.prompt.split("Input segments:\n")[-1]
+    inputs, outputs = turn.split("Output segments:\n")
+    outputs = outputs.split("Further output segments:\n")[-1]
     return [MARK.findall(line)[-1] for line in inputs.splitlines() if line], [
         MARK.findall(line)[0] for line in outputs.splitlines() if re.match(r"\d", line)
     ]
@@ -211,16 +215,58 @@ def test_a_long_turn_takes_several_calls_and_loses_nothing() -> None:
     parts = [Part("user", "Why? Now?", 0), Part("answer", " ".join(sentences_said), 1)]
     _, calls = teach("align", CHAT, parts, valid(random.Random(1)), max_segments=64)
     assert [len(json.loads(call.answer)) for call in calls] == [64, 64, 22]
-    numbered = [
-        line for call in calls for line in call.prompt.split("Output segments:\n")[1].splitlines() if line[:1].isdigit()
-    ]
+    numbered = [line for line in calls[-1].prompt.splitlines() if re.match(r"\d+ answer: ", line)]
     assert [line.partition("answer: ")[2] for line in numbered] == [
         json.dumps(("" if n == 0 else " ") + text) for n, text in enumerate(sentences_said)
     ]
+    assert [int(line.split()[0]) for line in numbered] == [*range(1, 65), *range(1, 65), *range(1, 23)]
+    assert [f"Sentence {n}z" in call.prompt for call in calls for n in (63, 64, 127, 128)] == [
+        True, False, False, False, True, True, True, False, True, True, True, True,
+    ]  # fmt: skip
+
+
+def question(call: Call) -> str:
+    """What a prompt ends with."""
+    return "\n\n" + call.prompt.rpartition("\n\n")[2]
+
+
+@given(
+    parts=conversations().map(marked),
+    layout_name=st.sampled_from(sorted(LAYOUTS)),
+    most=st.sampled_from([1, 2, 64]),
+    planner=st.sampled_from(["align", "blind"]),
+    chance=chances(),
+)
+@settings(max_examples=100)
+def test_a_call_begins_with_all_that_the_one_before_has_shown(
+    parts: list[Part], layout_name: str, most: int, planner: str, chance: random.Random
+) -> None:
+    """Byte for byte, but for the question at the end, and whatever was answered; no text is shown twice."""
+    options = {"answer": "align"} if planner == "blind" else {}
+    if planner == "blind" and layout_name == "shared":
+        return  # it has no stream for thoughts
+    _, made = teach(planner, LAYOUTS[layout_name], parts, valid(chance), max_segments=most, **options)
+    calls = [call for call in made if call.messages[0].content.startswith("You judge how early")]
+    assert all(len(call.messages) == 2 for call in calls)
+    for before, call in pairwise(calls):
+        assert call.messages[0] == before.messages[0]
+        assert call.prompt.startswith(before.prompt.removesuffix(question(before)) + "\n\n")
     for call in calls:
-        assert all(
-            f"Sentence {n}z" in call.prompt for n in range(64 * (calls.index(call) + 1) if call != calls[-1] else 150)
-        )
+        assert len(question(call)) < 150
+        shown = MARK.findall(call.prompt)
+        assert len(set(shown)) == len(shown)
+    if calls:  # and nothing that came before is left out
+        last = MARK.findall(calls[-1].prompt)
+        marks = MARK.findall(" ".join(part.text for part in parts))
+        assert last == marks[: len(last)]
+
+
+def test_a_call_does_not_depend_on_earlier_answers() -> None:
+    prompts = [
+        [call.messages for call in teach("align", CHAT, TALK, given_answers(answer, [0, 0]))[1]]
+        for answer in ([0, 0, 0, 0], [2, 3, 0, 4])
+    ]
+    assert prompts[0] == prompts[1]
 
 
 def test_a_long_input_shares_numbers_and_loses_nothing() -> None:
@@ -240,7 +286,9 @@ def test_a_shared_number_means_the_last_of_its_sentences() -> None:
     assert [segment.after for segment in segments[10:]] == [((2, None),), ((8, None),), ((9, None),)]
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 0), (1, 1), (3, 9), (64, 99), (99, 99)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(1, 0), (1, 1), (1, 99), (3, 9), (9, 99), (10, 99), (64, 99), (99, 99)]
+)
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
 def test_an_answer_costs_at_most_eight_tokens_per_output_segment(
     tokenizer: Tokenizer, outputs: int, inputs: int, separators: tuple[str, str]
@@ -255,6 +303,30 @@ def test_an_answer_costs_at_most_eight_tokens_per_output_segment(
         _, (call,) = teach("align", CHAT, parts, given_answers([inputs] * outputs), max_segments=99)
         assert tokens < call.max_tokens
         assert len(longest) < call.max_tokens  # whatever the vocabulary
+
+
+def test_every_character_a_token_is_at_most_eight_per_output_segment() -> None:
+    """The worst vocabulary there can be, the largest options there are, the braces included."""
+    for planner in ("align", "blind"):
+        fields = TEACHERS[planner].Options.__struct_fields__
+        most = {name: largest(planner, name) for name in ("max_segments", "max_inputs") if name in fields}
+        assert most == {"max_segments": 99, "max_inputs": 99}
+        for outputs in range(1, most["max_segments"] + 1):
+            longest = dict.fromkeys(map(str, range(1, outputs + 1)), most["max_inputs"])
+            assert len(json.dumps(longest, separators=(",", ":"))) <= 8 * outputs
+
+
+def largest(planner: str, option: str) -> int:
+    """The largest value of an option that a recipe may have."""
+    accepted = 0
+    for value in (1, 9, 10, 99, 100, 999, 1000):
+        try:
+            load_recipe(planner, [f"{option}={value}"])
+        except UserError as error:
+            assert option in str(error) and "99" in str(error)
+            break
+        accepted = value
+    return accepted
 
 
 _ANY_JSON = st.recursive(
@@ -315,7 +387,7 @@ def test_the_system_text_is_the_same_for_all_and_earlier_turns_come_first() -> N
     _, (first, second) = teach("align", CHAT, TALK, valid(random.Random(0)))
     _, (other, *_) = teach("align", AGENT, marked(TALK), valid(random.Random(0)))
     assert first.messages[0] == second.messages[0] == other.messages[0]
-    assert second.prompt.index("How many?") < second.prompt.index("Input segments:") < second.prompt.index("Thanks!")
+    assert second.prompt.index("How many?") < second.prompt.rindex("Input segments:") < second.prompt.index("Thanks!")
 
 
 def test_nothing_to_align_asks_nothing() -> None:

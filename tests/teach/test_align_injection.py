@@ -95,10 +95,11 @@ def test_nothing_that_a_corpus_says_leaves_the_fence_or_changes_a_word(
 
 @cache
 def harmless(planner: str, layout_name: str, options: str) -> tuple[set[str], set[str]]:
-    """The words outside the fence around a harmless conversation with every role and earlier turns, numbers besides; and
-    the system messages."""
+    """The words outside the fence around a harmless conversation with every role, earlier turns, and one among them that
+    is not asked about, numbers besides; and the system messages."""
     roles = ["system", "user", "answer", "user", "answer", "user", "answer"]
     parts = [Part(role, "One. Two. Three.", number) for number, role in enumerate(roles)]  # type: ignore[arg-type]
+    parts[4] = Part("answer", "", 4)
     _, calls = teach(planner, load_layout(layout_name), parts, valid(random.Random(0)), **json.loads(options))
     words = {word for call in calls for word in in_the_open(call).split()} | {"-", "(1"}
     words |= {f"{number}{mark}" for number in range(200) for mark in ("", ":", ")")}

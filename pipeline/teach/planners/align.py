@@ -1,8 +1,9 @@
 """``align``: the recorded answer, cut in sentences, each after the input that it needs. No new text.
 
-One call per turn. The teacher sees the sentences of the turn's system and user parts, numbered, and those of what the model
-wrote, thoughts and answers, and says for each of these the last input sentence that it needs. The whole turn is shown,
-future included: what comes back are numbers, so nothing of it can get into the text.
+One call per turn, several for a long one. The teacher sees the sentences of the turn's system and user parts, numbered, and
+those of what the model wrote, thoughts and answers, and says for each of these the last input sentence that it needs. The
+whole turn is shown, future included: what comes back are numbers, so nothing of it can get into the text. The calls of a
+conversation are one growing text.
 
 Everything else keeps the default edges: calls, results, whatever follows a result of the turn (all of it was read by then),
 an answer after the thought before it, the next turn, and text in streams that may not read the input.
@@ -22,17 +23,17 @@ from pipeline.plan.plan import Dependency, Segment
 from pipeline.plan.segments import sentences
 from pipeline.plan.turns import turn_starts
 from pipeline.read.conversation import Part
-from pipeline.teach.planners.aligning import Aligner, Piece, Written
+from pipeline.teach.planners.aligning import Aligner, Alignment, Piece, Written
 from pipeline.teach.planners.evidence import Evidence
 from pipeline.teach.prompts import Prompt
 from pipeline.teach.protocol import Ask
 
 PROMPT = "align"
 
-#: Output segments per call, and numbers for input segments. With three digits on both sides an answer would cost more
-#: than eight tokens per output segment where a vocabulary writes digits one by one.
+#: Output segments per call, and numbers for input segments. With three digits on either side an answer would cost more
+#: than eight tokens per output segment where a vocabulary writes every character by itself.
 MaxSegments = Annotated[int, msgspec.Meta(ge=1, le=99)]
-MaxInputs = Annotated[int, msgspec.Meta(ge=1, le=999)]
+MaxInputs = Annotated[int, msgspec.Meta(ge=1, le=99)]
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,11 +59,12 @@ class Planner:
                 f"what the user says ('{self._stream['user']}'), so nothing can be aligned; "
                 f"use another layout, such as chat-think-3, or change its visibility"
             )
-        self._align = Aligner(prompt, "system.jinja", "turn.jinja", options.max_segments, options.max_inputs)
-        self.longest = self._align.longest
+        self._aligner = Aligner(prompt, "", options.max_segments, options.max_inputs)
+        self.longest = self._aligner.longest
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         edges = Edges(self._spoken)
+        align = Alignment(self._aligner, parts, ask)
         starts = turn_starts(parts)
         for first, end in zip(starts, [*starts[1:], len(parts)], strict=True):
             evidence = Evidence(self._layout, edges)
@@ -72,8 +74,9 @@ class Planner:
                 inputs += add_input(edges, evidence, parts[rest], rest, self._stream[parts[rest].role])
                 rest += 1
             paced = paced_parts(parts, rest, end, self._paced) if inputs else []
-            written = [Written(pieces(parts[i]), i in paced) for i in range(rest, paced[-1] + 1 if paced else rest)]
-            needs = iter(await self._align(ask, parts[:first], inputs, written))
+            shown = paced[-1] + 1 if paced else rest
+            written = [Written(pieces(parts[i]), i in paced) for i in range(rest, shown)]
+            needs = iter(await align(first, shown, inputs, written))
             for index in range(rest, end):
                 stream = self._stream[parts[index].role]
                 default = edges.waits(parts[index], stream)

@@ -1,9 +1,18 @@
-"""One question to the teacher: after which input segment could each of these output segments have been written?"""
+"""The questions to the teacher: after which input segment could each of these output segments have been written?
+
+All questions of a conversation are one text that grows: what the call before has shown stands at its beginning, byte for
+byte, and what is new is added, so an engine with a prefix cache reads every segment once. Only the line that asks, at the
+very end, makes way for the next. Answers are not repeated: no call depends on what was answered to the one before, so
+what is asked is the same, and found in the store, whatever that was.
+
+Every list of segments is numbered from 1: an answer's keys stay short, and with two digits on either side it costs at most
+eight tokens per output segment, also where a vocabulary writes every character by itself.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -30,78 +39,110 @@ class Written(NamedTuple):
     asked: bool
 
 
-class Aligner:
-    """Asks, as often as one call's ``max_segments`` make it necessary. The answers are numbers, never text.
+class Line(NamedTuple):
+    """A line of a prompt."""
 
-    ``max_inputs``: where a turn has more input pieces, neighbours share a number, as few as possible.
+    role: Plain
+    text: str
+    #: 0: shown, but not asked about.
+    number: int
+
+
+class Aligner:
+    """What all conversations share: the templates and the limits.
+
+    ``max_segments``: the most output pieces that one call asks about; a longer turn takes several. ``max_inputs``: where a
+    turn has more input pieces, neighbours share a number, as few as possible.
     """
 
-    def __init__(self, prompt: Prompt, system: str, turn: str, max_segments: int, max_inputs: int) -> None:
-        """``system`` and ``turn`` are templates of ``prompt``."""
-        prompt.check(system)
-        prompt.check(turn, "earlier", "inputs", "outputs", "count")
+    def __init__(self, prompt: Prompt, prefix: str, max_segments: int, max_inputs: int) -> None:
+        """``prefix``: what the names of the templates begin with."""
+        self._turn = f"{prefix}turn.jinja"
+        self._question = f"{prefix}question.jinja"
+        prompt.check(f"{prefix}system.jinja")
+        prompt.check(self._turn, "earlier", "inputs", "outputs")
+        prompt.check(self._question, "count", "highest")
         self._prompt = prompt
-        self._system = Message("system", prompt.render(system))
-        self._turn = turn
-        self._max_segments = max_segments
-        self._max_inputs = max_inputs
+        self.system = Message("system", prompt.render(f"{prefix}system.jinja"))
+        self.max_segments = max_segments
+        self.max_inputs = max_inputs
         #: The largest ``max_tokens`` of a call.
         self.longest = _most_tokens(_longest_answer(max_segments, max_inputs))
 
-    async def __call__(
-        self, ask: Ask, earlier: Sequence[Part], inputs: Sequence[Piece], written: Sequence[Written]
-    ) -> list[int]:
+    def show(self, earlier: Sequence[Part], inputs: Sequence[Line], outputs: Sequence[Line]) -> str:
+        """Text that is added to a conversation's prompt."""
+        lines = [[line._asdict() for line in each] for each in (inputs, outputs)]
+        return self._prompt.render(self._turn, earlier=shown_parts(earlier), inputs=lines[0], outputs=lines[1])
+
+    def question(self, count: int, highest: int) -> str:
+        """The line that asks."""
+        return self._prompt.render(self._question, count=count, highest=highest)
+
+
+class Alignment:
+    """The questions of one conversation, in its order. The answers are numbers, never text."""
+
+    def __init__(self, aligner: Aligner, parts: Sequence[Part], ask: Ask) -> None:
+        self._aligner = aligner
+        self._parts = parts
+        self._teacher = ask
+        #: The prompt so far.
+        self._shown: list[str] = []
+        #: The parts before this one are in it.
+        self._end = 0
+
+    async def __call__(self, first: int, end: int, inputs: Sequence[Piece], written: Sequence[Written]) -> list[int]:
         """For every piece asked about, in order, the last of ``inputs`` (from 1) that it needs, 0 for none.
 
-        ``earlier`` is the conversation before this turn. Raises what ``ask`` raises.
+        ``inputs`` and ``written`` are the parts from ``first``, with which a turn begins, up to ``end``. What was said
+        before and is not shown yet is shown first. Raises what the teacher raises.
         """
-        groups = _groups(inputs, self._max_inputs)
-        numbered = [
-            {
-                "role": Plain(inputs[group.start].role),
-                "text": "".join(piece.text for piece in inputs[group.start : group.stop]),
-                "number": number,
-            }
-            for number, group in enumerate(groups, 1)
-        ]
+        if not any(entry.asked and entry.pieces for entry in written):
+            return []
+        groups = _groups(inputs, self._aligner.max_inputs)
+        lines = [_line(inputs[group.start : group.stop], number) for number, group in enumerate(groups, 1)]
+        earlier = self._parts[self._end : first]
+        self._end = end
         needs: list[int] = []
-        shown: list[dict[str, Any]] = []
-        count = 0
-        for piece, asked in [(piece, entry.asked) for entry in written for piece in entry.pieces]:
-            if asked and count == self._max_segments:
-                needs += await self._ask(ask, earlier, numbered, shown, count)
-                shown = [entry | {"number": 0} for entry in shown]
-                count = 0
-            count += asked
-            shown.append({"role": Plain(piece.role), "text": piece.text, "number": count if asked else 0})
-        if count:
-            needs += await self._ask(ask, earlier, numbered, shown, count)
+        for outputs in _calls(written, self._aligner.max_segments):
+            self._shown.append(self._aligner.show(earlier, lines, outputs))
+            needs += await self._ask(max(line.number for line in outputs), len(groups))
+            earlier, lines = [], []
         return [groups[need - 1].stop if need else 0 for need in needs]
 
-    async def _ask(
-        self,
-        ask: Ask,
-        earlier: Sequence[Part],
-        inputs: Sequence[dict[str, Any]],
-        outputs: Sequence[dict[str, Any]],
-        count: int,
-    ) -> list[int]:
-        prompt = self._prompt.render(
-            self._turn, earlier=shown_parts(earlier), inputs=inputs, outputs=outputs, count=count
-        )
-        longest = _longest_answer(count, len(inputs))
+    async def _ask(self, count: int, highest: int) -> list[int]:
+        """What the ``count`` numbered pieces of the last list need: numbers up to ``highest``."""
+        prompt = "\n\n".join([*self._shown, self._aligner.question(count, highest)])
+        longest = _longest_answer(count, highest)
 
         def parse(text: str) -> list[int]:
-            return _parse(text, count, len(inputs))
+            return _parse(text, count, highest)
 
-        needs, _ = await ask(
-            [self._system, Message("user", prompt)],
-            Constraint("json", answer_schema(count, len(inputs))),
+        needs, _ = await self._teacher(
+            [self._aligner.system, Message("user", prompt)],
+            Constraint("json", answer_schema(count, highest)),
             parse,
             max_tokens=_most_tokens(longest),
             example=json.dumps(longest, separators=(",", ":")),
         )
         return needs
+
+
+def _line(pieces: Sequence[Piece], number: int) -> Line:
+    return Line(Plain(pieces[0].role), "".join(piece.text for piece in pieces), number)
+
+
+def _calls(written: Sequence[Written], most: int) -> Iterator[list[Line]]:
+    """The lines that each call adds, at most so many of them asked about; those are numbered from 1."""
+    lines: list[Line] = []
+    count = 0
+    for piece, asked in [(piece, entry.asked) for entry in written for piece in entry.pieces]:
+        if asked and count == most:
+            yield lines
+            lines, count = [], 0
+        count += asked
+        lines.append(_line([piece], count if asked else 0))
+    yield lines
 
 
 def _longest_answer(outputs: int, inputs: int) -> dict[str, int]:

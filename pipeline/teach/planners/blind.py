@@ -13,7 +13,7 @@ sentence after the input that it needs and the thoughts that were made on that m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -26,7 +26,7 @@ from pipeline.plan.turns import turn_starts
 from pipeline.read.conversation import Part
 from pipeline.teach.causal import Thread
 from pipeline.teach.planners.align import MaxInputs, MaxSegments, add_input, add_paced, paced_parts, paced_roles, pieces
-from pipeline.teach.planners.aligning import Aligner, Piece, Written
+from pipeline.teach.planners.aligning import Aligner, Alignment, Piece, Written
 from pipeline.teach.planners.evidence import Evidence
 from pipeline.teach.planners.remarks import Characters, Most, Remarks
 from pipeline.teach.prompts import Prompt
@@ -65,17 +65,15 @@ class Planner:
         self._remarks = Remarks("thoughts", options.thoughts, options.characters)
         prompt.check("system.jinja", "thoughts", "characters")
         prompt.check("read.jinja", "news")
-        self._align: Aligner | None = None
+        self._aligner: Aligner | None = None
         if options.answer == "align":
             if not paced_roles(layout, "answer"):
                 raise UserError(
                     f"planner blind, answer: align: in layout '{layout.name}' answers stand in '{self._stream['answer']}', "
                     f"which may not read '{self._stream['user']}'; set answer=rule, or change the layout's visibility"
                 )
-            self._align = Aligner(
-                prompt, "align-system.jinja", "align-turn.jinja", options.max_segments, options.max_inputs
-            )
-        self.longest = max(self._remarks.max_tokens, self._align.longest if self._align else 0)
+            self._aligner = Aligner(prompt, "align-", options.max_segments, options.max_inputs)
+        self.longest = max(self._remarks.max_tokens, self._aligner.longest if self._aligner else 0)
 
     async def __call__(self, parts: Sequence[Part], ask: Ask) -> list[Segment]:
         edges = Edges(self._spoken)
@@ -88,12 +86,22 @@ class Planner:
             thoughts=self._remarks.most,
             characters=self._remarks.characters,
         )
+        align = Alignment(self._aligner, parts, ask) if self._aligner is not None else None
         starts = turn_starts(parts)
         for first, end in zip(starts, [*starts[1:], len(parts)], strict=True):
-            await self._turn(parts, first, end, edges, thread, ask)
+            await self._turn(parts, first, end, edges, thread, align, ask)
         return edges.segments
 
-    async def _turn(self, parts: Sequence[Part], first: int, end: int, edges: Edges, thread: Thread, ask: Ask) -> None:
+    async def _turn(
+        self,
+        parts: Sequence[Part],
+        first: int,
+        end: int,
+        edges: Edges,
+        thread: Thread,
+        align: Alignment | None,
+        ask: Ask,
+    ) -> None:
         evidence = Evidence(self._layout, edges)
         thought_about = "user" if any(part.role == "user" for part in parts[first:end]) else "system"
         inputs: list[Piece] = []
@@ -110,9 +118,11 @@ class Planner:
             rest += 1
 
         paced: list[int] = []
-        if self._align is not None and inputs:
-            paced = paced_parts(parts, rest, end, ["answer"])
-        needs = iter(await self._needs(parts, first, rest, paced, inputs, ask))
+        needs: Iterator[int] = iter(())
+        if align is not None and inputs and (paced := paced_parts(parts, rest, end, ["answer"])):
+            shown = paced[-1] + 1
+            written = [Written(pieces(parts[i]), i in paced) for i in range(rest, shown)]
+            needs = iter(await align(first, shown, inputs, written))
         for index in range(rest, end):
             part = parts[index]
             stream = self._stream[part.role]
@@ -133,15 +143,6 @@ class Planner:
             ask, after, remarks.constraint, remarks.parse, max_tokens=remarks.max_tokens, example=remarks.example
         )
         return [thread.say(text, thought=True) for text in thoughts]
-
-    async def _needs(
-        self, parts: Sequence[Part], first: int, rest: int, paced: Sequence[int], inputs: Sequence[Piece], ask: Ask
-    ) -> list[int]:
-        """What the sentences of the ``paced`` parts need."""
-        if self._align is None or not paced:
-            return []
-        written = [Written(pieces(parts[i]), i in paced) for i in range(rest, paced[-1] + 1)]
-        return await self._align(ask, parts[:first], inputs, written)
 
 
 def _stream_for_thoughts(layout: Layout, given: str | None) -> str:
