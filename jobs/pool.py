@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from jobs.executor import LOOK_EVERY
 from jobs.shard import Done, Setup, ShardWorker, Task
+from jobs.shared_folder import check_seen, marked
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.store.format import WORK
@@ -83,6 +84,14 @@ class RayPool:
         again = [attempt for attempt in [next(attempts, None)] if attempt is not None]
         if not again:
             return
+        if setup.teacher is None:
+            yield from self._run_all(setup, again, attempts)
+            return
+        with marked(setup.teacher.answers, "--answers") as mark:
+            marked_setup = setup._replace(teacher=setup.teacher._replace(mark=mark))
+            yield from self._run_all(marked_setup, again, attempts)
+
+    def _run_all(self, setup: Setup, again: list[_Attempt], attempts: Iterator[_Attempt]) -> Iterator[Done]:
         shared = ray.put(setup)
         slots = [_Slot(shared, self.gpus, setup.teacher is not None) for _ in range(self.workers)]
         try:
@@ -255,6 +264,8 @@ class _Worker:
                 f"--out {setup.out}: the node '{socket.gethostname()}' does not see this directory. "
                 f"On a cluster, use a shared file system or a URL such as s3://bucket/grids"
             )
+        if setup.teacher is not None:
+            check_seen(setup.teacher.answers, setup.teacher.mark, "--answers")
         self._worker = ShardWorker(setup)
         return socket.gethostname()
 

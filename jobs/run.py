@@ -91,7 +91,9 @@ def run(options: RunOptions, progress: Progress) -> Summary:
     teacher = None
     if planned is None:
         here = options.ray in ("off", "local")
-        teacher = teacher_setup(recipe, options.engine, options.answers, options.out, options.rounds, here)
+        teacher = teacher_setup(
+            recipe, options.engine, options.answers, options.out, options.rounds, here, progress.notice
+        )
     answering = planned.teacher if planned is not None else teacher and as_teacher(teacher.model)
     files = [file for file in options.files if not out.holds(file.location)]  # `--input . --out ./grids`
     if plans is not None and plans.place.path() == out.path():

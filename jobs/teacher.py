@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import msgspec
 
 from pipeline.engines.spec import GET_VLLM, EngineSpec
 from pipeline.errors import UserError
-from pipeline.location import is_url
+from pipeline.location import is_url, redact
 from pipeline.recipe import Recipe, engine_for, from_manifest
 from pipeline.store.manifest import Manifest, Teacher
 
@@ -21,11 +22,18 @@ if TYPE_CHECKING:
 
 
 def teacher_setup(
-    recipe: Recipe, engine: EngineSpec | None, answers: str | None, out: str, rounds: int, here: bool = False
+    recipe: Recipe,
+    engine: EngineSpec | None,
+    answers: str | None,
+    out: str,
+    rounds: int,
+    here: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> TeacherSetup | None:
     """What workers need to ask a model; None where the recipe's planner is a rule.
 
     ``rounds``: how many times the recipe's attempts a question may be asked. ``here``: all workers are on this machine.
+    ``notice`` tells the user something.
     Raises :class:`UserError` where engine, planner and layout do not go together, where answers cannot be kept, and where
     no model can be found: whatever can be known before any work.
     """
@@ -40,19 +48,18 @@ def teacher_setup(
     from pipeline.teach.shard import teaching_planner
 
     teaching_planner(recipe)
-    place = check_place(answers or _beside(out))
+    place = check_place(answers or _beside(out, here))
     # Importing it takes seconds, and is left to the workers; where they are on other machines, so is this.
     if here and spec.kind == "vllm" and find_spec("vllm") is None:
         raise UserError(f"--engine vllm: vllm is not installed here; {GET_VLLM}")
-    spec = pin(spec)
+    spec = pin(spec, notice)
     return TeacherSetup(spec, asyncio.run(identify(spec)), place, rounds)
 
 
-def _beside(out: str) -> str:
+def _beside(out: str, here: bool) -> str:
     if is_url(out):
-        raise UserError(
-            f"--out {out}: answers cannot be kept beside it; name a directory of this machine with --answers"
-        )
+        which = "a directory" if here else "a directory that all nodes of the cluster share"
+        raise UserError(f"--out {redact(out)}: answers cannot be kept beside it; name {which} with --answers")
     return out.rstrip("/") + ".answers"
 
 

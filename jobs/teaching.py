@@ -24,17 +24,12 @@ from pipeline.recipe import Recipe
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
 from pipeline.teach.counters import Counters
+from pipeline.teach.patience import patience
 from pipeline.teach.shard import ShardTeacher, probe_for
 
 #: Shards that one worker plans at a time.
 SHARDS_AT_ONCE = 2
 _GRACE_SECONDS = 20.0
-#: Engines find out by themselves what hangs, and try again; this is for one that does not.
-_PATIENCE = 3
-#: Engines that end every wait of their own, which may be long: a server says with ``Retry-After`` when it has time.
-_OWN_PATIENCE = frozenset({"http"})
-#: How often an engine may be lost without an answer in between. Servers have been asked eight times by then, each time.
-_LOSSES = {"vllm": 8, "http": 2, "scripted": 8}
 
 
 class TeacherSetup(NamedTuple):
@@ -46,6 +41,8 @@ class TeacherSetup(NamedTuple):
     answers: str
     #: How many times the recipe's attempts a question may be asked.
     rounds: int = 1
+    #: The driver's mark in ``answers``, where workers are elsewhere (:mod:`jobs.shared_folder`).
+    mark: str | None = None
 
 
 class Taught(NamedTuple):
@@ -77,6 +74,7 @@ class Teacher:
         # What can fail comes first, and what must be let go afterwards: nothing of it is left where this raises.
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
         engine, probe = build_engine(spec), probe_for(recipe)
+        timeout, losses = patience(spec)
         self._store = AnswerStore(setup.answers)
         self._asker = Asker(
             engine,
@@ -84,8 +82,8 @@ class Teacher:
             recipe.teacher,
             model=setup.model,
             concurrency=spec.concurrency,
-            timeout=None if spec.kind in _OWN_PATIENCE else _PATIENCE * spec.timeout,
-            losses=_LOSSES[spec.kind],
+            timeout=timeout,
+            losses=losses,
             probe=probe,
             warm_up=spec.kind == "vllm" or len(spec.where) == 1,
             rounds=setup.rounds,

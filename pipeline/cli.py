@@ -187,7 +187,7 @@ def preview(
         return
     from pipeline.look.teacher import PreviewTeacher  # engines, prompts: not for who converts by rule
 
-    with PreviewTeacher(recipe, spec, options["answers"]) as teacher:
+    with PreviewTeacher(recipe, spec, options["answers"], lambda text: click.echo(text, err=True)) as teacher:
         found = previews(files, recipe, tokenizer, limit, teacher.plan)
         _page(lambda width: preview_lines(found, width, teacher.lines), no_pager)
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pipeline.engines.build import build_engine
 from pipeline.engines.protocol import Model, NoServer
 from pipeline.engines.spec import EngineSpec, request_revision
 
 
-def pin(spec: EngineSpec) -> EngineSpec:
+def pin(spec: EngineSpec, notice: Callable[[str], None]) -> EngineSpec:
     """The spec that all workers build their engines from: a hub model may get a new commit while they do.
 
-    To be called once, by whoever starts the workers, before :func:`identify`.
+    To be called once, by whoever starts the workers, before :func:`identify`. ``notice`` is told where it cannot be pinned.
     """
     if spec.kind == "vllm":
         from pipeline.engines.local_model import pinned
 
-        return pinned(spec)
+        return pinned(spec, notice)
     return spec
 
 

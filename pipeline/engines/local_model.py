@@ -4,33 +4,61 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from pipeline.engines.protocol import Model
 from pipeline.engines.spec import EngineSpec
+from pipeline.engines.weights import describe_directory
 from pipeline.errors import UserError
 
-#: Engine arguments that make another model of the same weights; the others only say how fast, and where.
+#: Engine arguments that make another model of the same weights, or other weights of the same name; the others only say
+#: how fast, and where. How answers are drawn and what they may be is part of every request.
 _ANOTHER_MODEL = (
+    "additional_config",
+    "code_revision",
+    "config_format",
+    "default_mm_loras",
+    "diffusion_config",
     "dtype",
     "generation_config",
+    "hf_config_path",
     "hf_overrides",
+    "ignore_patterns",
     "kv_cache_dtype",
+    "kv_cache_dtype_skip_layers",
     "load_format",
+    "logits_processors",
+    "mamba_cache_dtype",
+    "mamba_ssm_cache_dtype",
+    "model_class_overrides",
+    "model_impl",
+    "model_loader_extra_config",
+    "model_weights",
+    "override_generation_config",
     "quantization",
+    "quantization_config",
+    "reasoning_config",
+    "reasoning_parser",
     "tokenizer",
+    "tokenizer_mode",
     "tokenizer_revision",
+    "trust_remote_code",
+    "watermark_config",
 )
-_END = 1 << 20
+#: Engine arguments that may name a directory, which then counts by its content.
+_DIRECTORIES = frozenset({"generation_config", "hf_config_path", "model_weights", "tokenizer"})
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def model_of(spec: EngineSpec) -> Model:
     """Name and revision of the model that a ``vllm`` engine loads; its context is known once it is loaded.
 
     A directory goes by its last name and its content, a hub model by its name and commit. Engine arguments that change
-    what the model computes are part of the revision.
+    what the model computes are part of the revision, directories among them by their content too.
     Raises :class:`UserError` where a directory does not exist.
     """
     assert spec.model is not None
@@ -38,60 +66,83 @@ def model_of(spec: EngineSpec) -> Model:
     revision: str | None
     if path.is_dir():
         name, revision = path.resolve().name, describe_directory(path)
-    elif spec.model.startswith(("/", "./", "../", "~")):
+    elif _is_local(spec.model):
         raise UserError(f"--model {spec.model}: no such directory; it must be there on every machine that takes part")
     else:
         name, revision = spec.model, find_commit(spec.model, args.get("revision"))
     details = [] if revision is None else [revision]
-    details += [f"{key}={json.dumps(args[key], sort_keys=True)}" for key in _ANOTHER_MODEL if key in args]
+    details += [f"{key}={_describe_argument(key, args[key])}" for key in _ANOTHER_MODEL if key in args]
     return Model(name, " ".join(details) or None)
 
 
-def pinned(spec: EngineSpec) -> EngineSpec:
+def _describe_argument(key: str, value: Any) -> str:
+    if key in _DIRECTORIES and isinstance(value, str) and (path := Path(value)).is_dir():
+        return describe_directory(path)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def pinned(spec: EngineSpec, notice: Callable[[str], None] = lambda _: None) -> EngineSpec:
     """The spec with the commit that a hub model is at now, so that every engine that is built from it loads that one.
 
-    A directory, and a model of which no commit is known here, stay as they are; so does one whose tokenizer or configuration
-    comes from elsewhere, where vLLM would look for the same commit.
+    A directory, and a model of which no commit is known here, stay as they are; so does one whose tokenizer or
+    configuration comes from elsewhere, where vLLM would look for the same commit. ``notice`` is told of a hub model that is
+    not pinned, and what follows.
     """
     assert spec.model is not None
-    args = dict(spec.args)
-    elsewhere = "hf_config_path" in args or ("tokenizer" in args and "tokenizer_revision" not in args)
-    if elsewhere or Path(spec.model).expanduser().is_dir():
+    if _is_local(spec.model):
         return spec
-    commit = find_commit(spec.model, args.get("revision"))
-    return spec if commit is None else replace(spec, args=tuple(sorted({**args, "revision": commit}.items())))
+    args = dict(spec.args)
+    given = args.get("revision")
+    known = isinstance(given, str) and _COMMIT.fullmatch(given)
+    if "hf_config_path" in args or ("tokenizer" in args and "tokenizer_revision" not in args):
+        if not known:
+            notice(
+                f"--model {spec.model}: not pinned to a commit, for its configuration or tokenizer comes from elsewhere: "
+                f"should it change on the hub while this runs, workers that start later are refused. Directories are safe"
+            )
+        return spec
+    try:
+        commit = _commit_of(spec.model, given)
+    except _NoCommit as error:
+        if not known:
+            notice(
+                f"--model {spec.model}: not pinned to a commit, for none is known ({error}): should it change on the hub, "
+                f"engines that start later load another model, whose answers are kept as this one's. To be safe, add "
+                f"--engine-arg revision=COMMIT, or name a directory"
+            )
+        return spec
+    return replace(spec, args=tuple(sorted({**args, "revision": commit}.items())))
+
+
+def _is_local(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~")) or Path(model).is_dir()
 
 
 def find_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a hub model stands for, from the hub or the local cache; None where neither knows."""
+    """The commit that a revision of a hub model stands for, from the hub or the local cache; the revision as it is where
+    neither knows."""
+    try:
+        return _commit_of(name, revision)
+    except _NoCommit:
+        return revision  # said where it is pinned; and whoever loads the model says what is wrong with it
+
+
+class _NoCommit(Exception):
+    """Why it is not known what a revision stands for, in words."""
+
+
+def _commit_of(name: str, revision: str | None) -> str:
+    """The commit that a revision of a hub model stands for. Raises :class:`_NoCommit`."""
     if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() == "true":
-        return revision  # another hub
+        raise _NoCommit("it comes from ModelScope")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         path = Path(hf_hub_download(name, "config.json", revision=revision))
-    except (HFValidationError, HfHubHTTPError, OSError, ValueError):
-        return revision  # whoever loads it says what is wrong
-    return path.parent.name if path.parent.parent.name == "snapshots" else revision
-
-
-def describe_directory(path: Path) -> str:
-    """A hash over the files of a model's directory: names, sizes, and content; of large ones the two ends.
-
-    Stays the same when the directory is copied or renamed. Hidden files and folders (caches, version control) do not
-    count.
-    """
-    digest = sha256()
-    for file in sorted(path.rglob("*")):
-        inside = file.relative_to(path)
-        if not file.is_file() or any(name.startswith(".") for name in inside.parts):
-            continue
-        size = file.stat().st_size
-        digest.update(f"{inside.as_posix()}\0{size}\0".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(_END))
-            if size > _END:
-                opened.seek(max(_END, size - _END))
-                digest.update(opened.read(_END))
-    return digest.hexdigest()[:16]
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0].rstrip(".:")
+        raise _NoCommit(said or type(error).__name__) from None
+    if path.parent.parent.name != "snapshots":
+        raise _NoCommit("the cache does not say where its copy comes from")
+    return path.parent.name

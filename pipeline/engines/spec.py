@@ -49,6 +49,8 @@ class EngineSpec:
     concurrency: int = 128
     #: Seconds after which a request, or an engine that has answered nothing meanwhile, counts as lost.
     timeout: float = 600.0
+    #: ``http``: which checkpoint is served, in the user's words: servers say a name only.
+    revision: str | None = None
 
     @property
     def gpus(self) -> int:
@@ -103,7 +105,9 @@ def parse_spec(
                 "--engine: a URL must hold no key or password; set PIPELINE_API_KEY in the environment instead"
             )
         urls = tuple(_checked_url(url.strip()) for url in engine.split(","))
-        return checked(EngineSpec(kind="http", where=urls, **settings))
+        fields = dict(settings.pop("args"))
+        revision = fields.pop("revision", None)  # for us: it is no field of a request
+        return checked(EngineSpec(kind="http", where=urls, args=tuple(fields.items()), revision=revision, **settings))
     raise UserError(f"--engine {engine}: no such engine; use {FORMS}")
 
 
@@ -117,9 +121,12 @@ def _parse_args(args: Sequence[str]) -> tuple[tuple[str, Any], ...]:
         if name in parsed:
             raise UserError(f"--engine-arg {name}: is given twice")
         try:
-            parsed[name] = yaml.safe_load(value)
+            # A revision may be all digits.
+            parsed[name] = yaml.load(value, yaml.BaseLoader) if name == "revision" else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"--engine-arg {name}: the value is no YAML; put it in quotes") from error
+    if not (isinstance(revision := parsed.get("revision", "any"), str) and revision.strip()):
+        raise UserError("--engine-arg revision: must be a name, such as that of a commit")
     return tuple(sorted(parsed.items()))
 
 
@@ -149,8 +156,11 @@ def checked(spec: EngineSpec) -> EngineSpec:
 
 
 def request_revision(spec: EngineSpec) -> str | None:
-    """What tells a served model from another of its name: the fields that every request to it has beyond the usual."""
-    return json.dumps(dict(spec.args), sort_keys=True, default=str) if spec.args else None
+    """What tells a served model from another of its name: which one the user says it is, and the fields that every
+    request to it has beyond the usual."""
+    told = [spec.revision] if spec.revision is not None else []
+    told += [json.dumps(dict(spec.args), sort_keys=True, default=str)] if spec.args else []
+    return " ".join(told) or None
 
 
 def _names(value: Any) -> Iterator[str]:

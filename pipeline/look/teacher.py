@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple, Self
 
@@ -25,6 +25,7 @@ from pipeline.read.scan import peek
 from pipeline.recipe import Recipe
 from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker
+from pipeline.teach.patience import patience
 from pipeline.teach.recorder import PromptRecorder
 from pipeline.teach.shard import ShardTeacher, parts_to_plan, probe_for, teaching_planner
 
@@ -32,8 +33,15 @@ from pipeline.teach.shard import ShardTeacher, parts_to_plan, probe_for, teachin
 class PreviewTeacher:
     """Asks for the plans of a preview and remembers what was said. A context manager: it holds an engine."""
 
-    def __init__(self, recipe: Recipe, spec: EngineSpec, answers: str | None) -> None:
-        """``answers``: a store to take answers from and to put them in; None: they are forgotten.
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: EngineSpec,
+        answers: str | None,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``answers``: a store to take answers from and to put them in; None: they are forgotten. ``notice`` tells the
+        user something.
 
         Raises :class:`pipeline.errors.UserError` where recipe, engine and layout do not go together.
         """
@@ -49,12 +57,13 @@ class PreviewTeacher:
             return watch
 
         self._teacher = ShardTeacher(recipe, ask_for, spec.concurrency)
-        spec = pin(spec)
+        spec = pin(spec, notice)
         with ExitStack() as held:  # let go of in reverse, also where one of these steps fails
             folder = answers or held.enter_context(tempfile.TemporaryDirectory())
             runner = self._runner = held.enter_context(asyncio.Runner())
             model = runner.run(identify(spec))
             engine = build_engine(spec)
+            timeout, losses = patience(spec)
             store = AnswerStore(folder)
             held.callback(lambda: runner.run(store.close()))
             asker = Asker(
@@ -63,6 +72,8 @@ class PreviewTeacher:
                 recipe.teacher,
                 model=model,
                 concurrency=spec.concurrency,
+                timeout=timeout,
+                losses=losses,
                 probe=probe_for(recipe),
             )
             held.callback(lambda: runner.run(asker.close()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from running import ROOT
 from pipeline.engines.build import build_engine
 from pipeline.engines.identify import pin
 from pipeline.engines.local_model import model_of
-from pipeline.engines.spec import EngineSpec, checked, parse_spec
+from pipeline.engines.spec import EngineSpec, checked, parse_spec, request_revision
 from pipeline.errors import UserError
 
 
@@ -34,6 +34,29 @@ def test_servers_are_told_apart_and_tidied() -> None:
     )
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert spec.gpus == 0
+
+
+def test_the_revision_of_a_served_model_is_what_the_user_says() -> None:
+    """As it is written, also where it is a number; and no field of a request."""
+
+    def spec(*args: str) -> EngineSpec:
+        made = parse_spec("http://a/v1", "m", args)
+        assert made is not None
+        return made
+
+    assert spec("revision=0123456", "top_k=5").args == (("top_k", 5),)
+    revisions = [
+        request_revision(spec(*args))
+        for args in ([], ["revision=0123456"], ["revision=1e5"], ["top_k=5"], ["top_k=5", "revision=1e5"])
+    ]
+    assert revisions == [None, "0123456", "1e5", '{"top_k": 5}', '1e5 {"top_k": 5}']
+    again = spec("revision=1e5", "top_k=5")
+    assert EngineSpec(**asdict(again)) == again  # as a retry reads it
+    vllm = parse_spec("vllm", "m", ["revision=0123456"])
+    assert vllm is not None and vllm.revision is None and vllm.args == (("revision", "0123456"),)
+    for wrong in ("revision=", "revision=[a]", "revision={a: b}"):
+        with pytest.raises(UserError, match="--engine-arg revision: must be a name"):
+            spec(wrong)
 
 
 def test_gpus_are_all_parallel_sizes_multiplied() -> None:
@@ -114,13 +137,16 @@ def test_every_worker_loads_the_commit_that_the_driver_saw(tmp_path: Path, monke
     (cached / "refs" / "main").write_text(old)
     spec = parse_spec("vllm", "some/model", ["dtype=float16"])
     assert spec is not None
-    pinned = pin(spec)
+    notices: list[str] = []
+    pinned = pin(spec, notices.append)
+    assert notices == []
     (cached / "refs" / "main").write_text(new)
     assert dict(pinned.args) == {"dtype": "float16", "revision": old}
     assert model_of(pinned).revision == f'{old} dtype="float16"'
     assert model_of(spec).revision == f'{new} dtype="float16"'
     nowhere = replace(spec, model="some/unknown")
-    assert pin(nowhere) == nowhere
+    assert pin(nowhere, notices.append) == nowhere
+    assert len(notices) == 1
 
 
 def test_numbers_must_be_more_than_none() -> None:
