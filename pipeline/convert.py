@@ -191,7 +191,8 @@ class ShardConverter:
                 raise Rejected(Reason.PLAN_INVALID, f"--plans holds no plan for {file}:{record.number}")
             if isinstance(plan, Rejected):
                 raise plan
-            segments = relayout(plan.segments, conversation.parts, plans.layout, self._layout)
+            taught = plan.teacher is not None
+            segments = relayout(plan.segments, conversation.parts, plans.layout, self._layout, taught)
             check_plan(segments, parts, self._routes, self._written)
             teacher = plan.teacher
         if dropped_here:

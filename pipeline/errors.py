@@ -43,7 +43,7 @@ class Reason(StrEnum):
     TEACHER_REFUSED = "teacher_refused"  # the engine will not answer: the prompt is too long for it, a filter, …
     TEACHER_TRUNCATED = "teacher_truncated"  # every answer ended before its end
     TEACHER_INVALID = "teacher_invalid"  # no answer was valid
-    CAUSALITY = "causality"  # a prompt held text that the schedule places later than the horizon allows
+    CAUSALITY = "causality"  # a prompt held, or a plan rests on, text that cannot be known (or read) at that place
 
 
 class Rejected(Exception):

@@ -26,49 +26,14 @@ from pipeline.engines.protocol import Constraint, Message
 from pipeline.errors import Reason, Rejected
 from pipeline.layout import Layout
 from pipeline.plan.edges import Edges
-from pipeline.plan.plan import Dependency, Segment
+from pipeline.plan.order import Order as Order
+from pipeline.plan.plan import Dependency
 from pipeline.read.conversation import Part
 from pipeline.teach.data import Plain, harmless
 from pipeline.teach.prompts import Prompt
 from pipeline.teach.protocol import Ask
 
 Value = TypeVar("Value")
-
-#: For a stream, the newest of its segments that has ended, and so all before it.
-Clock = dict[str, int]
-
-
-class Order:
-    """What has ended when a segment of a plan begins, by the plan's order alone. The plan may grow meanwhile."""
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self._segments = segments
-        #: For every segment looked at so far, what has ended when it begins and when it ends.
-        self._begins: list[Clock] = []
-        self._ends: list[Clock] = []
-        self._newest: dict[str, int] = {}
-
-    def ended(self, stream: str, after: Sequence[Dependency]) -> Clock:
-        """What has ended before a segment begins that comes next in ``stream`` and waits for ``after``."""
-        for number in range(len(self._ends), len(self._segments)):
-            segment = self._segments[number]
-            begins = self._before(segment.stream, segment.after)
-            self._begins.append(begins)
-            self._ends.append({**begins, segment.stream: number})
-            self._newest[segment.stream] = number
-        return self._before(stream, after)
-
-    def _before(self, stream: str, after: Sequence[Dependency]) -> Clock:
-        # Who waits for the first n tokens of a segment knows only what that segment knew.
-        clocks = [self._ends[d] if n is None else self._begins[d] for d, n in after]
-        if stream in self._newest:
-            clocks.append(self._ends[self._newest[stream]])
-        latest: Clock = {}
-        for clock in clocks:
-            for name, number in clock.items():
-                if latest.get(name, -1) < number:
-                    latest[name] = number
-        return latest
 
 
 class Shown(NamedTuple):

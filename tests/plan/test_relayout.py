@@ -12,7 +12,7 @@ from pipeline.errors import Reason, Rejected
 from pipeline.grid.schedule import schedule
 from pipeline.layout import DROP, Layout
 from pipeline.layout_file import load_layout
-from pipeline.plan.edges import streams_for
+from pipeline.plan.edges import Edges, streams_for
 from pipeline.plan.plan import Segment, check_plan
 from pipeline.plan.planners import build_planner
 from pipeline.plan.relayout import relayout
@@ -211,3 +211,144 @@ def test_a_long_conversation_gets_no_more_edges_than_it_has_streams() -> None:
     parts = [Part(part.role, part.text, 2 * turn + part.message) for turn in range(50) for part in TURN]
     plan = build_planner("wait-k", {}, CHAT_3)(parts)
     assert max(len(segment.after) for segment in relayout(plan, parts, CHAT_3, CHAT_2)) == 1
+
+
+ROLES = {"system": "system", "user": "user", "think": "think", "answer": "output"}
+STREAMS = ("system:input", "user:input", "think:internal", "output:output")
+OPEN = layout(*STREAMS, roles=ROLES)
+#: Nobody may read the system text any more; thoughts not what is said; answers not the user; and all of it is dropped.
+NO_SYSTEM = layout(
+    *STREAMS, roles=ROLES, visibility={name: ["user", "think", "output"] for name in ("user", "think", "output")}
+)
+NO_ANSWERS = layout(
+    *STREAMS, roles=ROLES, visibility={name: ["system", "user"] for name in ("system", "user", "think")}
+)
+NO_USER = layout(*STREAMS, roles=ROLES, visibility={"output": ["think"]}, relay="allowed")
+DEAF = layout(*STREAMS, roles=ROLES, visibility={"user": [], "think": ["output"], "output": []}, relay="allowed")
+DROPS = layout("user:input", "think:internal", "output:output", roles={**ROLES, "system": "drop"})
+
+TALK = [
+    Part("system", "Be brief.", 0),
+    Part("user", "One. Two.", 1),
+    Part("answer", "Aa. Bb.", 2),
+    Part("user", "Three.", 3),
+    Part("answer", "Cc.", 4),
+]
+#: Thoughts of a teacher who had read all that was there; the second answer keeps the default edges.
+THOUGHT = [
+    Segment("system", 0, 0, 9),
+    Segment("user", 1, 0, 4, None, ((0, None),)),
+    Segment("user", 1, 4, 9),
+    Segment("think", -1, 0, 0, "Hm.", ((1, None),)),
+    Segment("output", 2, 0, 7, None, ((3, None), (2, None))),
+    Segment("user", 3, 0, 6, None, ((4, None),)),
+    Segment("think", -1, 0, 0, "So.", ((5, None),)),
+    Segment("output", 4, 0, 3, None, ((6, None), (5, None))),
+]
+#: The first answer is paced: its second sentence waits for the user's second.
+PACED = [
+    Segment("system", 0, 0, 9),
+    Segment("user", 1, 0, 4, None, ((0, None),)),
+    Segment("user", 1, 4, 9),
+    Segment("output", 2, 0, 3, None, ((1, None),)),
+    Segment("output", 2, 3, 7, None, ((2, None),)),
+    Segment("user", 3, 0, 6, None, ((4, None),)),
+    Segment("output", 4, 0, 3, None, ((5, None),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        (NO_SYSTEM, "segment 3 .* 'think', comes from a teacher who had read segment 0 in .* 'system', and hides from 'think'"),
+        (NO_ANSWERS, "segment 6 .* 'think', comes from a teacher who had read segment 4 in stream 'output', .* hides"),
+        (DEAF, "segment 3 .* 'think', comes from a teacher who had read segment [01] in stream '(system|user)'"),
+        (DROPS, "segment 3 .* had read segment 0 in stream 'system', which layout 'test' drops; plan again for this layout"),
+    ],
+)  # fmt: skip
+def test_generated_text_stands_only_where_all_that_its_teacher_read_can_be_read(new: Layout, said: str) -> None:
+    """Also what it has no edge to: the second thought waits for the user alone, and was written after the answer was read."""
+    with pytest.raises(Rejected, match=said) as caught:
+        relayout(THOUGHT, TALK, OPEN, new, taught=True)
+    assert caught.value.reason is Reason.CAUSALITY
+
+
+def test_what_the_old_layout_hid_may_stay_hidden() -> None:
+    """The teacher has never been shown it; and whom the recorded text may read, when it waits for all, does not matter."""
+    assert relayout(THOUGHT, TALK, NO_ANSWERS, layout(*STREAMS, roles=ROLES, visibility={
+        "system": ["user"], "user": ["system"], "think": ["system", "user"], "output": []})  , taught=True) == THOUGHT  # fmt: skip
+    with pytest.raises(Rejected, match="segment 6 "):
+        relayout(THOUGHT, TALK, OPEN, NO_ANSWERS, taught=True)
+
+
+def test_pacing_by_what_is_hidden_now_is_rejected() -> None:
+    with pytest.raises(
+        Rejected, match=r"segment 3 .* 'output', was paced by a teacher with segment 1 .* hides from 'output'"
+    ):
+        relayout(PACED, TALK, OPEN, NO_USER, taught=True)
+    assert relayout(PACED, TALK, OPEN, NO_ANSWERS, taught=True) == PACED
+    paced_by_system = [*PACED]
+    paced_by_system[3] = msgspec.structs.replace(PACED[3], after=((0, None),))
+    with pytest.raises(Rejected, match="was paced by a teacher with segment 0 in stream 'system'") as caught:
+        relayout(paced_by_system, TALK, OPEN, NO_SYSTEM, taught=True)
+    assert caught.value.reason is Reason.CAUSALITY
+
+
+def test_to_wait_for_all_input_is_order_in_time() -> None:
+    """A teacher's plan in which no answer begins earlier than by default is worth as much as a rule's."""
+    plan = [Segment("output", s.part, s.begin, s.end, None, ((2, None),)) if i == 3 else s for i, s in enumerate(PACED)]
+    plan[4] = msgspec.structs.replace(PACED[4], after=())
+    assert relayout(plan, TALK, OPEN, NO_USER, taught=True) == plan
+
+
+@given(st.data(), conversations(tools=False), st.sampled_from([NO_SYSTEM, NO_ANSWERS, NO_USER, DEAF]))
+@settings(max_examples=100)
+def test_default_edges_are_no_evidence(data: st.DataObject, parts: list[Part], new: Layout) -> None:
+    """A teacher who chose nothing (every thought passed, every answer unpaced) leaves what can stand in any layout."""
+    plan = build_planner("sequential", {}, OPEN)(parts) if data.draw(st.booleans()) else _unpaced(parts)
+    assert relayout(plan, parts, OPEN, new, taught=True) == relayout(plan, parts, OPEN, new)
+
+
+def _unpaced(parts: list[Part]) -> list[Segment]:
+    edges = Edges(frozenset({"output"}))
+    for index, part in enumerate(parts):
+        stream = ROLES[part.role]
+        edges.add(part, index, stream, [len(part.text)], [edges.waits(part, stream)])
+    return edges.segments
+
+
+@pytest.mark.parametrize("plan", [THOUGHT, PACED])
+@pytest.mark.parametrize("new", [NO_SYSTEM, NO_ANSWERS, NO_USER, DEAF])
+def test_a_plan_without_a_teacher_may_wait_for_what_is_hidden(plan: list[Segment], new: Layout) -> None:
+    """A rule's edges are order in time."""
+    assert relayout(plan, TALK, OPEN, new) == plan
+
+
+def test_a_table_rests_on_nothing() -> None:
+    plan = [Segment("user", -1, 0, 0, "Hey."), Segment("output", -1, 0, 0, "Ho.", ((0, None),))]
+    assert relayout(plan, TALK, OPEN, NO_USER, taught=True) == plan
+
+
+def test_an_edge_that_keeps_the_order_may_not_lead_to_what_is_hidden() -> None:
+    """An empty recorded thought is dropped; what it had waited for is not what the next thought may read."""
+    recorded = [Part("user", "", 0), Part("think", "", 1), Part("user", "Why?", 2), Part("answer", "So.", 3)]
+    plan = [
+        Segment("user", 0, 0, 0),
+        Segment("system", -1, 0, 0, "x"),
+    ]
+    old = layout("system:internal", "user:input", "think:internal", "output:output", roles={**ROLES, "system": "reject"},
+                 visibility={"user": [], "think": ["user", "output"], "output": ["user", "think"]})  # fmt: skip
+    new = layout(
+        "system:internal", "user:input", "think:internal", "output:output",
+        roles={**ROLES, "system": "reject", "think": "drop"},
+        visibility={"user": [], "think": ["user", "output"], "output": ["user", "think"]})  # fmt: skip
+    plan += [
+        Segment("think", 1, 0, 0, None, ((1, None),)),
+        Segment("user", 2, 0, 4),
+        Segment("think", -1, 0, 0, "Hm.", ((3, None),)),
+        Segment("output", 3, 0, 3, None, ((4, None),)),
+    ]
+    with pytest.raises(
+        Rejected, match="segment 3, in stream 'think', would have to wait for segment 1, in stream 'system'"
+    ):
+        relayout(plan, recorded, old, new, taught=True)

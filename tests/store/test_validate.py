@@ -196,6 +196,16 @@ def swap(spans: list[dict[str, Any]]) -> None:
     spans[0], spans[1] = spans[1], spans[0]
 
 
+def hidden_thought(damage: Damage) -> None:
+    """A teacher's thought after the user's first sentence, in a layout that lets thoughts read nothing of the user."""
+    teacher = {"planner": "blind", "prompt": "0" * 64, "model": "m", "revision": None, "temperature": 0.7, "top_p": 1.0,
+               "seed": 0, "answers": []}  # fmt: skip
+    thought = {"stream": "think", "part": -1, "begin": 0, "end": 0, "text": "Hm.", "after": [[0, None]]}
+    damage.plans(lambda lines: (lines[0]["segments"].append(thought), lines[0].update(teacher=teacher)))
+    visibility = {name: [] for name in ("user", "think", "call", "output")}
+    damage.manifest(lambda document: document["layout"].update(visibility=visibility, relay="allowed"))
+
+
 def rows_max(document: dict[str, Any], most: int) -> None:
     document["recipe"]["rows"]["max"] = most
 
@@ -315,6 +325,7 @@ CASES: list[tuple[Code, str, Callable[[Damage], Any]]] = [
     (Code.PLAN_SPANS, "a span too few", lambda d: d.row(lambda r: r["spans"].pop(1))),
     (Code.PLAN_SPANS, "a span of another part", lambda d: d.span(lambda s: s.update(part=1), 0)),
     (Code.PLAN_TEXT, "another length", lambda d: d.span(other_token(False))),
+    (Code.PLAN_EVIDENCE, "a thought of what is hidden from thoughts", lambda d: hidden_thought(d)),
     (Code.WINDOWS, "a higher limit", lambda d: d.manifest(lambda m: rows_max(m, 90))),
     (Code.WINDOWS, "no limit", lambda d: d.manifest(lambda m: rows_max(m, 9999))),
     (Code.AFTER, "a lag", lambda d: d.segment(2, lag=3)),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
-from pipeline.plan.plan import Plan
+from pipeline.plan.evidence import unread
+from pipeline.plan.plan import Plan, replaces
 from pipeline.store.plans import Fault, plans_or_faults, unpack
 from pipeline.store.validate.report import Code
 from pipeline.store.validate.rows import check_rows
@@ -28,6 +29,7 @@ def check_plans(view: View, data: bytes) -> tuple[int, int]:
     segments = flatten(view, plans)
     sound = np.array([plan is not None for plan in plans], np.bool_)
     check_order(view, segments, sound)
+    _check_evidence(view, plans, sound)
     included, truncated = included_segments(view, segments, sound)
     check_cut(view, segments, included, sound)
     span = spans_of(view, segments, included, sound)
@@ -35,6 +37,17 @@ def check_plans(view: View, data: bytes) -> tuple[int, int]:
     check_rows(view, plans, segments, included, truncated, span, sound)
     view.context.findings.checked(segments=len(segments.stream), dependencies=len(segments.of))
     return sum(plan is not None for plan in plans), int(truncated.sum())
+
+
+def _check_evidence(view: View, plans: Sequence[Plan | None], sound: np.ndarray) -> None:
+    """What a teacher has written waits for nothing that its stream may not read."""
+    findings, layout, path = view.context.findings, view.context.layout, view.shard.plans.path
+    for plan, can_be_read in zip(plans, sound, strict=True):
+        if plan is None or plan.teacher is None or not can_be_read or replaces(plan.segments):
+            continue
+        if edge := unread(plan.segments, layout):
+            reader, other = (f"segment {number}, in stream '{plan.segments[number].stream}'" for number in edge)
+            findings.add(Code.PLAN_EVIDENCE, path, plan.id, reader, found=f"waits for {other}")
 
 
 def _read(view: View, data: bytes) -> list[Plan]:

@@ -58,6 +58,7 @@ class Code(StrEnum):
     PLAN_CUT = "plan_cut"
     PLAN_SPANS = "plan_spans"
     PLAN_TEXT = "plan_text"
+    PLAN_EVIDENCE = "plan_evidence"
     WINDOWS = "windows"
     AFTER = "after"
     SCHEDULE = "schedule"
@@ -112,6 +113,7 @@ MEANING: dict[Code, str] = {
     Code.PLAN_CUT: "a plan that does not cut its parts without gaps, each in one stream of its role",
     Code.PLAN_SPANS: "a plan whose segments are not the stored spans",
     Code.PLAN_TEXT: "a segment and its span differ in characters",
+    Code.PLAN_EVIDENCE: "a teacher's text waits for what its stream may not read",
     Code.WINDOWS: "the windows (or the truncation) are not those that the schedule gives",
     Code.AFTER: "a span starts before what its plan makes it wait for, horizon and lag included",
     Code.SCHEDULE: "a span does not start at the row that the earliest schedule of its plan gives",
