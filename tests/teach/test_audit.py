@@ -82,6 +82,16 @@ def test_by_example() -> None:
         assert after.messages[len(before.messages)] == Message("assistant", before.answer)
 
 
+@pytest.mark.parametrize(("character", "share", "escaped"), [("a", 1, False), ("日", 1, False), ("🙂", 1, False),
+                                                              ("日", 2 / 3, True), ("🙂", 1 / 3, True)])  # fmt: skip
+def test_no_plain_verdict_is_cut(character: str, share: float, escaped: bool) -> None:
+    """By bytes, for the worst vocabulary; of escapes, as long as it uses a part of its characters."""
+    verdict = {"reason": character * int(160 * share), "verdict": "incorrect"}
+    longest = json.dumps(verdict, ensure_ascii=escaped)
+    _, calls = teach("audit", SOLVE, TASK, auditing([], [], verdict=longest))
+    assert len(longest.encode()) < calls[-1].max_tokens
+
+
 def test_sentences_in_groups() -> None:
     _, calls = teach("audit", SOLVE, TASK, auditing([]), every=2)
     assert len(calls) == 2

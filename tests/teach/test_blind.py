@@ -216,12 +216,25 @@ def test_a_wrong_answer_is_refused_in_words_for_the_model(answer: str, said: str
         teach("blind", CHAT, TALK, lambda messages, constraint: answer)
 
 
-@pytest.mark.parametrize("character", ["a", "7", "ß", "Я", "日", "가", "\ua9c0", "'", " "])
-def test_no_valid_answer_is_cut(tokenizer: Tokenizer, character: str) -> None:
-    """The longest thoughts there may be, in a script that takes up to three tokens for a character."""
+@pytest.mark.parametrize(
+    "character", ["a", "7", "ß", "Я", "日", "가", "\ua9c0", "'", '"', "\\", "\n", " ", "🙂", "\U0010ffff"]
+)
+def test_no_plain_answer_is_cut(tokenizer: Tokenizer, character: str) -> None:
+    """The longest thoughts there may be, in any script: by bytes, for the worst vocabulary, and in a real one."""
     longest = json.dumps({"thoughts": [character * 160] * 3}, ensure_ascii=False)
     _, calls = teach("blind", CHAT, TALK, lambda messages, constraint: longest)
+    assert len(longest.encode()) < calls[0].max_tokens
     assert len(tokenizer.encode([longest])[0]) < calls[0].max_tokens
+
+
+@pytest.mark.parametrize(("character", "share"), [("é", 2 / 3), ("日", 2 / 3), ("\x01", 2 / 3), ("🙂", 1 / 3)])
+def test_nor_is_one_of_escapes_that_uses_a_part_of_its_characters(character: str, share: float) -> None:
+    """Where ``\\u65e5`` is six tokens, or a pair of them twelve; beyond that such an answer may be cut, as said there."""
+    longest = json.dumps({"thoughts": [character * int(160 * share)] * 3})
+    assert "\\u" in longest
+    _, calls = teach("blind", CHAT, TALK, lambda messages, constraint: longest)
+    assert len(longest) < calls[0].max_tokens
+    assert len(json.dumps({"thoughts": [character * 160] * 3})) > calls[0].max_tokens
 
 
 def test_a_thought_is_one_line_and_a_blank_one_is_none() -> None:

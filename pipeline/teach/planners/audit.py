@@ -143,7 +143,7 @@ def _check_layout(layout: Layout, name: str) -> None:
 
 
 def _verdict_tokens(characters: int) -> int:
-    """No valid verdict is longer."""
+    """No valid verdict is longer, with the same exceptions as for notes (:attr:`Remarks.max_tokens`)."""
     return TOKENS_PER_CHARACTER * characters + 64
 
 

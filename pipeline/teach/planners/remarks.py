@@ -13,8 +13,11 @@ from pipeline.teach.planners.answers import one_line, read_json
 Most = Annotated[int, msgspec.Meta(ge=1, le=20)]
 Characters = Annotated[int, msgspec.Meta(ge=20, le=4000)]
 
-#: A character takes up to three tokens where a vocabulary spells it byte by byte; four only outside the basic plane.
-TOKENS_PER_CHARACTER = 3
+#: A token is at least a byte and a character at most four, so no answer that is written plainly is cut, whatever the
+#: vocabulary. As a JSON escape a character is six, a pair of escapes twelve: in the worst vocabulary such an answer is cut
+#: beyond two thirds, or one third, of the characters that are allowed, and asked for again. To allow for that too would
+#: take as much from every prompt: it and ``max_tokens`` must fit into the context together.
+TOKENS_PER_CHARACTER = 4
 
 
 class Remarks(NamedTuple):
@@ -41,7 +44,7 @@ class Remarks(NamedTuple):
 
     @property
     def max_tokens(self) -> int:
-        """No valid answer is longer."""
+        """No valid answer is longer, but for one of escapes (:data:`TOKENS_PER_CHARACTER`) or endless blanks."""
         return self.most * (TOKENS_PER_CHARACTER * self.characters + 4) + len(self.example) + 8
 
     @property
