@@ -12,9 +12,11 @@ import gc
 import itertools
 import logging
 import os
+import signal
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.local_model import model_of
@@ -24,6 +26,8 @@ from pipeline.engines.spec import GET_VLLM, EngineSpec
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import psutil
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -342,14 +346,35 @@ async def _build(arguments: dict[str, Any]) -> AsyncLLM:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     def build() -> AsyncLLM:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        with _deaf_to_the_keyboard():
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
     building = asyncio.ensure_future(asyncio.to_thread(build))
     try:
         return await asyncio.shield(building)
     except asyncio.CancelledError:
-        building.add_done_callback(lambda built: built.exception() or built.result().shutdown(0.0))
+        building.add_done_callback(_give_up)
         raise
+
+
+def _give_up(built: asyncio.Future[AsyncLLM]) -> None:
+    """End an engine that nobody waits for any more, if there is one."""
+    if not built.cancelled() and built.exception() is None:
+        built.result().shutdown(0.0)
+
+
+@contextmanager
+def _deaf_to_the_keyboard() -> Iterator[None]:
+    """Processes that this thread starts do not get the Ctrl-C of a terminal, which goes to all of a group.
+
+    They end when this process ends them; of a Ctrl-C of their own they would die at once, in many words.
+    """
+    resource_tracker.ensure_running()  # where it has yet to be started with the first process, it takes the mask off
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _find_processes(engine: AsyncLLM) -> list[psutil.Process]:

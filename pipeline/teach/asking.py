@@ -295,6 +295,7 @@ class Asker:
         while not self._up:
             if self._starting is None:
                 self._starting = asyncio.create_task(self._start())
+                self._starting.add_done_callback(_has_been_heard)
             await asyncio.shield(self._starting)
         return self._turn
 
@@ -352,6 +353,12 @@ class Asker:
                 f"--engine: {_named(model)} answers, but this run is made with {_named(expected)}: its answers would be mixed"
             )
         self._model = model
+
+
+def _has_been_heard(task: asyncio.Task[None]) -> None:
+    """Whoever waited for a task may have been cancelled; what it raised is not for the log."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _named(model: Model) -> str:

@@ -223,6 +223,14 @@ def test_of_vllms_own_arguments_only_the_token_is_a_secret() -> None:
     assert set(filter(is_refused, AsyncEngineArgs.__dataclass_fields__)) == {"model", "hf_token"}
 
 
+def test_ctrl_c_in_the_terminal_is_not_for_the_engine(together: _Together) -> None:
+    """It goes to every process of the terminal's group; ours ends the engine in its own time, and in silence."""
+    engine = together.engine
+    for number in engine.processes:
+        os.kill(number, signal.SIGINT)
+    assert together.answers(_request())[0].output_tokens == 40
+
+
 # From here on the engine is hurt: these come last.
 
 
