@@ -34,6 +34,8 @@ class Progress:
         self._doing = ""
         self._places = 1
         self._began = time.monotonic()
+        #: When a model was first asked; None before, and where none is.
+        self._asking_since: float | None = None
         self._next_line = 0.0
         self._total = 0
         self._bytes = 0
@@ -51,6 +53,8 @@ class Progress:
         self._teachers: dict[str, Taught] = {}
         #: Lines of the answer store that no teacher could use, those that have been told of in words.
         self.faults: dict[str, None] = {}
+        #: The newest reason why an engine does not answer that has been told.
+        self._trouble = ""
 
     def __enter__(self) -> Progress:
         return self
@@ -63,6 +67,11 @@ class Progress:
     def seconds(self) -> float:
         """Seconds since conversion began."""
         return time.monotonic() - self._began
+
+    @property
+    def working_seconds(self) -> float:
+        """The same, without the start of an engine, which takes a while and says nothing of what comes."""
+        return time.monotonic() - (self._asking_since or self._began)
 
     def begin_scan(self, total: int, files: int) -> None:
         """Hashing of all inputs begins: ``total`` bytes."""
@@ -109,6 +118,12 @@ class Progress:
         known = self._teachers.get(taught.worker)
         if known is None or known.number <= taught.number:  # what was said first may be heard last
             self._teachers[taught.worker] = taught
+            if self._asking_since is None and taught.counters.flight_seconds:
+                self._asking_since = time.monotonic() - taught.counters.busy_seconds
+            if taught.trouble and taught.trouble != self._trouble:
+                self.notice(f"the engine does not answer: {taught.trouble}; it is tried again")
+            if taught.trouble or (known is not None and known.trouble):
+                self._trouble = taught.trouble
         for fault in taught.faults:
             if fault not in self.faults and len(self.faults) < _MOST_FAULTS:
                 self.notice(f"an answer that was kept cannot be used, and is asked for again if needed: {fault}")
@@ -131,7 +146,8 @@ class Progress:
     def occupancy(self) -> float:
         """How full the engines have been: requests in flight, of those that they have room for, averaged over time."""
         asked = self.asked
-        return min(asked.flight_seconds / max(self.seconds * self._places, 1e-9), 1.0) if asked is not None else 0.0
+        places = self.working_seconds * self._places
+        return min(asked.flight_seconds / max(places, 1e-9), 1.0) if asked is not None else 0.0
 
     @property
     def _done_bytes(self) -> float:
@@ -183,7 +199,7 @@ class Progress:
         """The facts where models are asked, at which conversion itself takes no time. Each fits 80 columns."""
         if not asked.accepted + asked.rejected + asked.in_flight:
             return ("starting the engine",)
-        seconds = max(self.seconds, 1e-9)
+        seconds = max(self.working_seconds, 1e-9)
         prompt, cached, output = asked.prompt_tokens, asked.cached_tokens, asked.output_tokens
         lost = f" · lost {asked.restarts} time{'s' if asked.restarts > 1 else ''}" if asked.restarts else ""
         return (
@@ -198,7 +214,7 @@ class Progress:
         now = self._bytes_now + self._done_bytes - self._bytes
         if now <= 0:
             return ""
-        seconds = int(self.seconds * max(self._total - self._done_bytes, 0) / now)
+        seconds = int(self.working_seconds * max(self._total - self._done_bytes, 0) / now)
         return f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 

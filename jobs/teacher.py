@@ -80,7 +80,7 @@ def cost(setup: TeacherSetup, progress: Progress, executor: Executor) -> dict[st
     """What asking has cost in this run, for ``run.json`` and the summary; a conversation is one of those planned now."""
     from pipeline.teach.counters import Counters
 
-    asked, seconds = progress.asked or Counters(), progress.seconds
+    asked, seconds = progress.asked or Counters(), progress.working_seconds
     conversations = max(progress.counts_now.read - progress.counts_now.filtered, 1)
     gpu_seconds = round(asked.busy_seconds * executor.gpus * 1000 / conversations, 1) if executor.gpus else None
     return {

@@ -56,6 +56,8 @@ class Taught(NamedTuple):
     #: Lines of the answer store that it could not use: how many, and the first ones with what is wrong with them.
     fault_count: int = 0
     faults: tuple[str, ...] = ()
+    #: Why the engine does not answer at present; empty where it does.
+    trouble: str = ""
     #: Later news of a worker has a higher number.
     number: int = 0
 
@@ -74,7 +76,7 @@ class Teacher:
         # What can fail comes first, and what must be let go afterwards: nothing of it is left where this raises.
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
         engine, probe = build_engine(spec), probe_for(recipe)
-        timeout, losses = patience(spec)
+        timeout, losses, doubts = patience(spec)
         self._store = AnswerStore(setup.answers)
         self._asker = Asker(
             engine,
@@ -84,6 +86,7 @@ class Teacher:
             concurrency=spec.concurrency,
             timeout=timeout,
             losses=losses,
+            doubts=doubts,
             probe=probe,
             warm_up=spec.kind == "vllm" or len(spec.where) == 1,
             rounds=setup.rounds,
@@ -117,7 +120,8 @@ class Teacher:
         """How far it is."""
         faults = tuple(map(str, self._store.faults))
         planned = sum(self._planned.values())
-        return Taught(self._name, self._asker.counters(), planned, self._store.fault_count, faults, time.monotonic_ns())
+        asker, store, now = self._asker, self._store, time.monotonic_ns()
+        return Taught(self._name, asker.counters(), planned, store.fault_count, faults, asker.trouble, now)
 
     def close(self) -> None:
         """Stop whatever is asked, and let the engine go."""

@@ -31,7 +31,7 @@ def main(command: click.Command | None = None) -> NoReturn:
     try:
         (command or cli)(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("Stopped. Finished shards are kept: the same command goes on from there.", err=True)
+        click.echo("Stopped. What was finished is kept: the same command goes on from there.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

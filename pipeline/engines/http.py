@@ -32,6 +32,8 @@ from pipeline.errors import UserError
 Dialect = Literal["vllm", "openai"]
 
 _CONNECT_SECONDS = 10.0
+#: To say which models there are takes a server no time, unless it hangs.
+_LISTING_SECONDS = 30.0
 #: A request that no server answered in time is sent once more, not as often as one that failed at once.
 _TIMEOUTS = 2
 _MOST_BYTES = 64 << 20
@@ -60,6 +62,7 @@ class HttpEngine:
         self._spec = spec
         self._tries = tries
         self._first_wait, self._longest_wait, self._longest_silence = first_wait, longest_wait, longest_silence
+        self._listing = aiohttp.ClientTimeout(total=min(spec.timeout, _LISTING_SECONDS), sock_connect=_CONNECT_SECONDS)
         self._extra = dict(spec.args)
         self._balancer = Balancer(spec.where)
         self._room = asyncio.Semaphore(spec.concurrency)
@@ -68,6 +71,11 @@ class HttpEngine:
         self._session: aiohttp.ClientSession | None = None
         self._model: Model | None = None
         self._dialects: list[Dialect] = ["vllm", "openai"]
+
+    @property
+    def trouble(self) -> str:
+        """Why no server has answered for a while."""
+        return self._balancer.trouble()
 
     async def start(self) -> Model:
         """Connect, and find out which model the servers serve.
@@ -131,15 +139,20 @@ class HttpEngine:
     async def _list_models(self, session: aiohttp.ClientSession, url: str) -> list[_Card] | str:
         """The models of one server, or why it cannot say."""
         why = ""
-        for attempt in range(self._tries if self._model else 3):
-            if attempt:
-                await self._wait(attempt)
+        attempts = timeouts = 0
+        while attempts < (self._tries if self._model else 3) and timeouts < _TIMEOUTS:
+            if attempts:
+                await self._wait(attempts)
+            attempts += 1
             try:
-                async with session.get(f"{url}/models", allow_redirects=False, proxy=_proxy(url)) as response:
+                async with session.get(
+                    f"{url}/models", allow_redirects=False, proxy=_proxy(url), timeout=self._listing
+                ) as response:
                     body = await _read(response)
                     status = response.status
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = self._describe(error)
+                timeouts += isinstance(error, TimeoutError)
                 continue
             if status == 200:
                 try:
@@ -198,7 +211,8 @@ class HttpEngine:
                 answer = await self._send(session, server, path, body)
             except _Failed as failed:
                 lost, in_vain = f"{server.url}: {failed}", failed.timed_out
-                (self._balancer.refused if failed.server_is_there else self._balancer.failed)(server, failed.pause)
+                note = self._balancer.refused if failed.server_is_there else self._balancer.failed
+                note(server, str(failed), failed.pause)
             else:
                 self._balancer.succeeded(server)
                 return answer

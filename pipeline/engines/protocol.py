@@ -77,6 +77,11 @@ class Model(NamedTuple):
 class Engine(Protocol):
     """Answers requests. Everything happens in one event loop; ``ask`` is called many times at once."""
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing has been answered for a while, in words for the user; empty as long as all is well."""
+        ...
+
     async def start(self) -> Model:
         """Make ready, or ready again after :class:`EngineLost`, and say which model answers.
 

@@ -51,6 +51,9 @@ class ScriptedEngine:
         self._model = Model(name, revision, context)
         self._started = False
 
+    #: There is never any that it could know of.
+    trouble = ""
+
     async def start(self) -> Model:
         """Ready at once."""
         self._started = True

@@ -8,18 +8,22 @@ from collections.abc import Callable, Sequence
 #: Seconds that a server is left alone after its first failure; doubled with every further one in a row.
 _FIRST_REST = 1.0
 _LONGEST_REST = 60.0
+#: Seconds without any answer that are worth a word.
+_WHILE = 5.0
 
 
 class Server:
     """One server and what is known of it."""
 
-    __slots__ = ("closed_until", "failures", "in_flight", "rests_until", "url")
+    __slots__ = ("closed_until", "failures", "in_flight", "rests_until", "trouble", "url")
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.in_flight = 0
         #: In a row.
         self.failures = 0
+        #: Why it has not answered the last time; empty where it has.
+        self.trouble = ""
         #: On the clock of the balancer: asked only where no other is awake.
         self.rests_until = 0.0
         #: Not asked at all: it said so itself.
@@ -62,19 +66,28 @@ class Balancer:
         """For how many seconds no server has answered anything, counted from ``began`` at the earliest."""
         return self._clock() - max(began, self._heard)
 
+    def trouble(self) -> str:
+        """Why nobody has answered for a while; empty where some server does."""
+        if self._clock() - self._heard < _WHILE or not all(server.trouble for server in self._servers):
+            return ""
+        return "; ".join(f"{server.url}: {server.trouble}" for server in self._servers)
+
     def succeeded(self, server: Server) -> None:
         """It answers: whatever went wrong before is forgotten."""
         server.failures = 0
+        server.trouble = ""
         server.rests_until = 0.0
         self._heard = self._clock()
 
-    def failed(self, server: Server, pause: float = 0.0) -> None:
+    def failed(self, server: Server, why: str, pause: float = 0.0) -> None:
         """It did not answer: let it rest, the longer the more often; ``pause`` seconds where it said so itself."""
         server.failures += 1
+        server.trouble = why
         self._rest(server, min(_LONGEST_REST, _FIRST_REST * 2 ** min(server.failures - 1, 16)), pause)
 
-    def refused(self, server: Server, pause: float = 0.0) -> None:
+    def refused(self, server: Server, why: str, pause: float = 0.0) -> None:
         """It is there, but has too much to do."""
+        server.trouble = why
         self._rest(server, _FIRST_REST, pause)
 
     def _rest(self, server: Server, seconds: float, pause: float) -> None:

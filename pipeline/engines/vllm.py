@@ -71,6 +71,9 @@ class VllmEngine:
         self._running: _Running | None = None
         self._model: Model | None = None
 
+    #: An engine that does not answer is lost, and that is said where it is noticed.
+    trouble = ""
+
     async def start(self) -> Model:
         """Load the model, unless there is an engine that lives."""
         async with self._changing:

@@ -53,7 +53,7 @@ def _asking(cost: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"{cost['accepted']:,}", f"answers accepted{retried}, of {cost['model']}{revision}"
     answers = escape(cost["answers"])
     if cost["from_store"]:
-        yield f"{cost['from_store']:,}", f"answers cost nothing: they were in {answers}"
+        yield f"{cost['from_store']:,}", f"asked for at no cost: stored in {answers}"
     if cost["damaged_answers"]:
         yield f"{cost['damaged_answers']:,}", f"[yellow]answers in {answers} are damaged and were not used[/]"
     if not cost["asked"]:
@@ -68,7 +68,7 @@ def _asking(cost: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if cost["gpu_seconds_per_1000_conversations"] is not None:
         yield f"{cost['gpu_seconds_per_1000_conversations']:,.0f}", "GPU seconds per thousand conversations"
     if cost["engine_restarts"]:
-        yield f"{cost['engine_restarts']:,}", "[yellow]times an engine was lost and started again[/]"
+        yield f"{cost['engine_restarts']:,}", "[yellow]times an engine was lost and asked anew[/]"
 
 
 def render(ran: Ran, console: Console, retried: int | None = None) -> None:

@@ -63,7 +63,7 @@ class PreviewTeacher:
             runner = self._runner = held.enter_context(asyncio.Runner())
             model = runner.run(identify(spec))
             engine = build_engine(spec)
-            timeout, losses = patience(spec)
+            timeout, losses, doubts = patience(spec)
             store = AnswerStore(folder)
             held.callback(lambda: runner.run(store.close()))
             asker = Asker(
@@ -74,6 +74,7 @@ class PreviewTeacher:
                 concurrency=spec.concurrency,
                 timeout=timeout,
                 losses=losses,
+                doubts=doubts,
                 probe=probe_for(recipe),
             )
             held.callback(lambda: runner.run(asker.close()))

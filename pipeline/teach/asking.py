@@ -146,6 +146,11 @@ class Asker:
         await self._engine.close()
         self._up = False
 
+    @property
+    def trouble(self) -> str:
+        """Why the engine does not answer at present; empty where it does."""
+        return self._engine.trouble if self._up else self._why if self._lost else ""
+
     def counters(self) -> Counters:
         """What asking has cost so far."""
         return self.meter.snapshot()

@@ -12,6 +12,8 @@ _TIMEOUTS = 3
 _OWN_PATIENCE = frozenset({"http"})
 #: How often an engine may be lost without an answer in between. Servers have been asked eight times by then, each time.
 _LOSSES = {"vllm": 8, "http": 2, "scripted": 8}
+#: An engine of our own takes all that it was asked with it; a server has failed over this very request, eight times.
+_DOUBTS = {"vllm": 3, "http": 1, "scripted": 3}
 
 
 class Patience(NamedTuple):
@@ -20,8 +22,11 @@ class Patience(NamedTuple):
     #: Seconds for one request; None: the engine sees to it.
     timeout: float | None
     losses: int
+    #: How often it may be lost over one request before that is asked alone, and then before that is to blame.
+    doubts: int
 
 
 def patience(spec: EngineSpec) -> Patience:
     """As much as an engine of this kind needs."""
-    return Patience(None if spec.kind in _OWN_PATIENCE else _TIMEOUTS * spec.timeout, _LOSSES[spec.kind])
+    timeout = None if spec.kind in _OWN_PATIENCE else _TIMEOUTS * spec.timeout
+    return Patience(timeout, _LOSSES[spec.kind], _DOUBTS[spec.kind])

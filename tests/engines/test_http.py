@@ -282,12 +282,19 @@ def test_a_balancer_rests_a_server_longer_with_every_failure_and_forgives_at_onc
     a = next(server for server in (balancer.choose(), balancer.choose()) if server.url == "a")
     rests = []
     for _ in range(9):
-        balancer.failed(a)
+        balancer.failed(a, "status 500")
         rests.append(a.rests_until - now[0])
         assert {balancer.choose().url for _ in range(4)} == {"b"}
         now[0] = a.rests_until
     assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert balancer.trouble() == "", "b has done nothing wrong"
+    b = next(server for server in (balancer.choose(), balancer.choose()) if server.url == "b")
+    balancer.refused(b, "status 429")
+    assert balancer.trouble() == "a: status 500; b: status 429"
     balancer.succeeded(a)
+    assert balancer.trouble() == ""
+    assert {balancer.choose().url for _ in range(4)} == {"a"}, "b has asked for a moment"
+    now[0] += 1
     assert {balancer.choose().url for _ in range(4)} == {"a", "b"}
 
 

@@ -205,7 +205,7 @@ def test_interrupted_from_the_keyboard(large: Made, tmp_path: Path) -> None:
     said = [line for line in ran.output.splitlines() if not line.startswith("converting")]  # one line, or several
     assert said == [
         "",
-        "Stopped. Finished shards are kept: the same command goes on from there.",
+        "Stopped. What was finished is kept: the same command goes on from there.",
     ]
     assert psutil.wait_procs(children, timeout=10)[1] == []
     resumed = pipeline(*command, "--ray", "off")

@@ -65,6 +65,23 @@ def test_a_thousand_conversations_past_broken_transport(thousand: Made, tmp_path
     assert teacher["accepted"] == teacher["asked"] == 1000 and teacher["rejected"] == 0
 
 
+def test_a_server_that_hangs_for_a_while_is_named_meanwhile(tmp_path: Path) -> None:
+    corpus = write_turns(tmp_path / "chats.jsonl", 20)
+    until: list[float] = []
+
+    def faults(body: Body, seen: int) -> Fault | None:
+        if not is_probe(body) and not until:
+            until.append(time.monotonic() + 8)
+        return Fault("hang") if until and time.monotonic() < until[0] else None
+
+    with StubServer(answer, faults) as server:
+        ran = pipeline("convert", "--input", corpus, "--recipe", "align", "--ray", "off", "--engine-timeout", "2",
+                       "--engine", server.url, "--out", tmp_path / "out")  # fmt: skip
+    assert ran.code == 0, ran.output
+    assert f"the engine does not answer: {server.url}: no answer within 2 s" in ran.output
+    assert quarantine_lines(tmp_path / "out") == []
+
+
 def _kill_by_turns(one: StubServer, other: StubServer, marks: Sequence[int]) -> None:
     """Kill a server whenever so many requests have come, and start it again at the same address."""
     for number, mark in enumerate(marks):

@@ -107,7 +107,7 @@ def test_one_template_asks_again_only_what_used_it(corpus: Path, server: Server,
     output = _convert(corpus, tmp_path / "second", server, "blind", *options, "--set", f"prompt={reading}")
     again = server.questions()
     assert again and all("inner voice" in body["messages"][0]["content"] for body in again)
-    assert f"{2 * _COUNT}  answers cost nothing" in output
+    assert f"{2 * _COUNT}  asked for at no cost" in output
 
     _convert(corpus, tmp_path / "third", server, "align")  # without thoughts: the same questions as blind's second half
     again = server.questions()
@@ -142,7 +142,7 @@ def test_fresh_keeps_the_answers(corpus: Path, server: Server, tmp_path: Path) -
     before, asked = contents(tmp_path / "out"), server.questions()
     assert asked
     output = _convert(corpus, tmp_path / "out", server, "blind", "--fresh")
-    assert server.questions() == [] and f"{len(asked)}  answers cost nothing" in output
+    assert server.questions() == [] and f"{len(asked)}  asked for at no cost" in output
     assert_same(tmp_path / "out", before)
 
 
