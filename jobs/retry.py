@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jobs.run import ROUNDS, RunOptions
+from jobs.teacher import beside
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import Reason, UserError
 from pipeline.grid.tokens import Tokenizer
@@ -57,6 +59,8 @@ def retry_options(
         raise UserError(f"{location}: nothing is in quarantine, so there is nothing to retry")
     about: dict[str, Any] = json.loads(run)
     recipe = from_manifest(identity["recipe"], identity["layout"])
+    if recipe.teacher is not None and not answers:
+        _check_answers(about.get("answers") or beside(location))
     return RunOptions(
         files=[_input(name, about["inputs"].get(name), location) for name in identity["inputs"]],
         out=location,
@@ -70,6 +74,15 @@ def retry_options(
         ray=ray,
         again=shards_with_quarantine,
     )
+
+
+def _check_answers(folder: str) -> None:
+    """Without them, a retry would pay once more for all that it does not ask again."""
+    if not Path(folder).is_dir():
+        raise UserError(
+            f"{folder}: the answers of the last run are no longer there; say with --answers where they are now, or name a "
+            f"new directory to ask for all of them again"
+        )
 
 
 def _rounds(out: Place, recipe: Recipe) -> int:

@@ -114,10 +114,15 @@ def run(options: RunOptions, progress: Progress) -> Summary:
             if options.rounds > 1:  # before quarantine files change, which it was reckoned from
                 out.put(ROUNDS, str(options.rounds).encode())
             commit.reopen(out, before, again)
-        commit.begin(out, wanted, options.fresh)
+        remedy = {} if options.again is None else {"remedy": "`pipeline convert … --fresh` makes it anew."}
+        commit.begin(out, wanted, options.fresh, **remedy)
         done = commit.finished(out)
         setup = Setup(recipe, tokenizer, ids, out, plans, teacher)
-        shards, records, executor = _convert(options, setup, files, scans, done, progress)
+        try:
+            shards, records, executor = _convert(options, setup, files, scans, done, progress)
+        except UserError:
+            commit.forget(out)
+            raise
         _check_unchanged(files, stamps, scans)
         if not shards:
             raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")

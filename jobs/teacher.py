@@ -48,15 +48,16 @@ def teacher_setup(
     from pipeline.teach.shard import teaching_planner
 
     teaching_planner(recipe)
-    place = check_place(answers or _beside(out, here))
+    place = check_place(answers or beside(out, here))
     # Importing it takes seconds, and is left to the workers; where they are on other machines, so is this.
     if here and spec.kind == "vllm" and find_spec("vllm") is None:
         raise UserError(f"--engine vllm: vllm is not installed here; {GET_VLLM}")
-    spec = pin(spec, notice)
+    spec = pin(spec, notice, here)
     return TeacherSetup(spec, asyncio.run(identify(spec)), place, rounds)
 
 
-def _beside(out: str, here: bool) -> str:
+def beside(out: str, here: bool = True) -> str:
+    """Where answers are kept unless it is said. Raises :class:`UserError` where that cannot be."""
     if is_url(out):
         which = "a directory" if here else "a directory that all nodes of the cluster share"
         raise UserError(f"--out {redact(out)}: answers cannot be kept beside it; name {which} with --answers")

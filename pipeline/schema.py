@@ -69,6 +69,11 @@ def _in_words(kind: str, error: Any) -> str:
         near = [n for key in error.kind.unexpected for n in difflib.get_close_matches(key, known, 1)]
         fault = f"unknown key {', '.join(error.kind.unexpected)}"
         hint = (f"did you mean {', '.join(near)}? " if near else "") + "known keys: " + (", ".join(known) or "none")
+    elif error.kind.name == "enum":
+        known = [str(value) for value in error.kind.options]
+        near = difflib.get_close_matches(str(error.instance), known, 1)
+        fault = f"{json.dumps(error.instance, ensure_ascii=False)} is none of {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else hint
     elif error.kind.name in ("anyOf", "oneOf"):
         fault = f"{json.dumps(error.instance, ensure_ascii=False)} does not fit"
     return f"{key_path(error.instance_path)}: {fault}" + (f" ({hint})" if hint else "")

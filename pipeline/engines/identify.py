@@ -9,15 +9,16 @@ from pipeline.engines.protocol import Model, NoServer
 from pipeline.engines.spec import EngineSpec, request_revision
 
 
-def pin(spec: EngineSpec, notice: Callable[[str], None]) -> EngineSpec:
+def pin(spec: EngineSpec, notice: Callable[[str], None], here: bool = False) -> EngineSpec:
     """The spec that all workers build their engines from: a hub model may get a new commit while they do.
 
     To be called once, by whoever starts the workers, before :func:`identify`. ``notice`` is told where it cannot be pinned.
+    ``here``: all workers are on this machine. Raises :class:`pipeline.errors.UserError` where there is no such model then.
     """
     if spec.kind == "vllm":
         from pipeline.engines.local_model import pinned
 
-        return pinned(spec, notice)
+        return pinned(spec, notice, here)
     return spec
 
 

@@ -81,12 +81,13 @@ def _describe_argument(key: str, value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def pinned(spec: EngineSpec, notice: Callable[[str], None] = lambda _: None) -> EngineSpec:
+def pinned(spec: EngineSpec, notice: Callable[[str], None] = lambda _: None, here: bool = False) -> EngineSpec:
     """The spec with the commit that a hub model is at now, so that every engine that is built from it loads that one.
 
     A directory, and a model of which no commit is known here, stay as they are; so does one whose tokenizer or
     configuration comes from elsewhere, where vLLM would look for the same commit. ``notice`` is told of a hub model that is
     not pinned, and what follows.
+    Raises :class:`UserError` where engines are loaded ``here``, on this machine, and there is no such model.
     """
     assert spec.model is not None
     if _is_local(spec.model):
@@ -104,6 +105,8 @@ def pinned(spec: EngineSpec, notice: Callable[[str], None] = lambda _: None) -> 
     try:
         commit = _commit_of(spec.model, given)
     except _NoCommit as error:
+        if isinstance(error, _NoModel) and here and not known:
+            raise UserError(f"--model {spec.model}: no such directory, and no such model can be had: {error}") from None
         if not known:
             notice(
                 f"--model {spec.model}: not pinned to a commit, for none is known ({error}): should it change on the hub, "
@@ -131,18 +134,28 @@ class _NoCommit(Exception):
     """Why it is not known what a revision stands for, in words."""
 
 
+class _NoModel(_NoCommit):
+    """The model is not here, and the hub does not give it either."""
+
+
 def _commit_of(name: str, revision: str | None) -> str:
     """The commit that a revision of a hub model stands for. Raises :class:`_NoCommit`."""
     if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() == "true":
         raise _NoCommit("it comes from ModelScope")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         path = Path(hf_hub_download(name, "config.json", revision=revision))
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-        said = str(error).strip().partition("\n")[0].rstrip(".:")
-        raise _NoCommit(said or type(error).__name__) from None
+        said = str(error).strip().partition("\n")[0].rstrip(".:") or type(error).__name__
+        missing = isinstance(error, HFValidationError | LocalEntryNotFoundError | RepositoryNotFoundError)
+        raise (_NoModel if missing else _NoCommit)(said) from None
     if path.parent.parent.name != "snapshots":
         raise _NoCommit("the cache does not say where its copy comes from")
     return path.parent.name

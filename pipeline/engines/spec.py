@@ -27,6 +27,13 @@ _SECRET = re.compile(
     "secret|password|passphrase|authorization|credential|api_?key|access_key|(^|(?<!_from)_|access|auth)token$"
 )
 
+#: Arguments of vLLM's engine that are taken for fields of a request now and then.
+_OF_AN_ENGINE = frozenset(
+    {"max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization"}
+    | {"quantization", "dtype", "kv_cache_dtype", "load_format", "hf_overrides", "tokenizer", "trust_remote_code"}
+    | {"max_num_seqs", "max_num_batched_tokens", "block_size", "enforce_eager", "cpu_offload_gb"}
+    | {"enable_prefix_caching", "enable_chunked_prefill"}
+)
 #: What who has no vllm is told.
 GET_VLLM = (
     "with an NVIDIA GPU: pip install 'multistream-pipeline[vllm]'; without one, the CPU build as in docs/teachers.md"
@@ -79,7 +86,9 @@ def parse_spec(
     if engine == "none":
         for option, given in (("--model", model), ("--engine-arg", args)):
             if given:
-                raise UserError(f"{option}: there is no engine that it could be for; add --engine {FORMS}")
+                raise UserError(
+                    f"{option}: there is no engine that it could be for; add --engine {FORMS.removeprefix('none, ')}"
+                )
         return None
     for option, number in (("--concurrency", concurrency), ("--engine-timeout", timeout)):
         if number is not None and number <= 0:
@@ -148,6 +157,11 @@ def checked(spec: EngineSpec) -> EngineSpec:
             raise UserError(
                 f"{where}: every request has this field already; leave it out (for how answers are drawn, see teacher: in "
                 "the recipe, such as --set teacher.temperature=0.3)"
+            )
+        if spec.kind == "http" and name in _OF_AN_ENGINE:
+            raise UserError(
+                f"{where}: that is for whoever starts the server; with one, the arguments are fields that every request gets, "
+                "such as top_k=20"
             )
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if spec.kind == "vllm" and name in _PARALLEL and not whole:

@@ -56,7 +56,7 @@ def route(conversation: Conversation, layout: Layout, needs_output: bool = True)
             raise Rejected(
                 Reason.NO_STREAM_FOR_ROLE,
                 f"message {part.message}: layout '{layout.name}' has no stream for a {role}; "
-                f"'--recipe agent' has one for every role",
+                f"'--recipe agent' has one for every role; for another planner, --set layout=agent",
             )
         elif role not in INPUT_ROLES:
             written = True

@@ -86,7 +86,9 @@ def unfinished(out: Place) -> dict[str, Any] | None:
     return None if known is None else json.loads(known)
 
 
-def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
+def begin(
+    out: Place, identity: dict[str, Any], fresh: bool, remedy: str = "Use another --out, or --fresh to start over."
+) -> None:
     """Make ``out`` ready for a run: new, resumed, or cleared with ``fresh``.
 
     Raises :class:`UserError` where another run's work or foreign files are in the way, saying what differs.
@@ -107,11 +109,14 @@ def begin(out: Place, identity: dict[str, Any], fresh: bool) -> None:
     else:
         differing = differences(known, identity)
         if differing:
-            raise UserError(
-                f"--out {out}: holds {state} of another kind:\n  " + "\n  ".join(differing) + "\n"
-                "Use another --out, or --fresh to start over."
-            )
+            raise UserError(f"--out {out}: holds {state} of another kind:\n  " + "\n  ".join(differing) + "\n" + remedy)
     _identify(out, identity)
+
+
+def forget(out: Place) -> None:
+    """Take back what :func:`begin` did for a run that could not do anything: another one may want the place."""
+    if all(name.startswith(f"{WORK}/") and not name.startswith(f"{WORK}/commits/") for name in out.names()):
+        tidy(out)
 
 
 def _identify(out: Place, identity: dict[str, Any]) -> None:

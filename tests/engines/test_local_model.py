@@ -16,6 +16,7 @@ from pipeline.engines.identify import pin
 from pipeline.engines.local_model import model_of
 from pipeline.engines.spec import EngineSpec, parse_spec
 from pipeline.engines.weights import describe_directory
+from pipeline.errors import UserError
 from pipeline.recipe import load_recipe
 
 _MIB = 1 << 20
@@ -201,6 +202,15 @@ def test_a_hub_model_that_is_not_pinned_is_said(model: str, args: list[str], sai
     assert pinned == spec
     (notice,) = notices
     assert notice.startswith(f"--model {model}: not pinned to a commit") and said in notice and "\n" not in notice
+
+
+@pytest.mark.parametrize(("model", "args"), [("some/unknown", []), ("mistyped", ["revision=main"])])
+@pytest.mark.usefixtures("hub")
+def test_a_model_that_cannot_be_had_stops_a_run_on_this_machine_at_once(model: str, args: list[str]) -> None:
+    spec = parse_spec("vllm", model, args)
+    assert spec is not None
+    with pytest.raises(UserError, match=f"--model {model}: no such directory, and no such model can be had"):
+        pin(spec, lambda _: None, here=True)
 
 
 @pytest.mark.usefixtures("hub")

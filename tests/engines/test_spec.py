@@ -83,6 +83,7 @@ def test_gpus_are_all_parallel_sizes_multiplied() -> None:
         ("vllm", "m", ["model=n"], "say --model"),
         ("http://a/v1", None, ["model=n"], "say --model"),
         ("http://a/v1", None, ["max-tokens=9"], "teacher.temperature"),
+        ("http://a/v1", None, ["max-model-len=9"], "for whoever starts the server"),
         ("http://a/v1", None, ["structured_outputs={}"], "leave it out"),
         ("scripted:", None, [], "which file"),
         ("scripted:f", None, ["a=1"], "takes none"),

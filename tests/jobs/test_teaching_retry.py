@@ -144,7 +144,8 @@ def test_refusals_are_replayed_and_asked_again_by_a_retry(convert: list[str], tm
         ran = pipeline(*convert, "--engine", server.url, "--out", tmp_path / "out")
         assert ran.code == 0 and "1 teacher_refused" in ran.output, ran.output
         [line] = quarantine_lines(tmp_path / "out")
-        assert "too long for me" in line["message"] and line["answers"] == [line["message"]]
+        [said] = line["answers"]
+        assert "too long for me" in said and line["message"] == f"{said} (kept; `pipeline retry` asks again)"
         assert_same(tmp_path / "out", _replayed(server, convert, tmp_path / "replayed"))
 
         patience = 2  # the first retry is refused too, the second one is answered
@@ -169,7 +170,12 @@ def test_a_retry_of_what_has_moved(convert: list[str], tmp_path: Path, monkeypat
     paid = {line["key"] for line in stored(tmp_path / "answers")}
     monkeypatch.chdir("/")
     (tmp_path / "answers").rename(tmp_path / "moved")
+    before = contents(tmp_path / "out")
     with StubServer(stubborn) as server:
+        ran = pipeline("retry", tmp_path / "out", "--ray", "off", "--engine", server.url)
+        assert ran.code == 2 and "the answers of the last run are no longer there; say with --answers" in ran.output
+        assert not server.bodies and not (tmp_path / "answers").exists()
+        assert_same(tmp_path / "out", before)
         ran = pipeline(
             "retry", tmp_path / "out", "--ray", "off", "--engine", server.url, "--answers", tmp_path / "moved"
         )
@@ -187,6 +193,17 @@ def test_a_retry_of_what_has_moved(convert: list[str], tmp_path: Path, monkeypat
     assert len(set(lines)) == len(lines) and paid < set(lines)
     ran = pipeline("retry", tmp_path / "out", "--model", "x")
     assert ran.code == 2 and "--model: there is no engine that it could be for; add --engine" in ran.output
+
+
+def test_a_run_that_could_do_nothing_claims_no_directory(convert: list[str], tmp_path: Path) -> None:
+    """What its error advises is another command for the same ``--out``."""
+    out = tmp_path / "out"
+    with StubServer(answer, lambda body, _: Fault("status", status=400, message="no system messages")) as server:
+        ran = pipeline(*convert, "--engine", server.url, "--out", out)
+        assert ran.code == 2 and "no system messages" in ran.output and not list(out.rglob("*.*")), ran.output
+    with StubServer(answer) as server:
+        ran = pipeline(*convert, "--engine", server.url, "--out", out, "--set", "teacher.seed=3")
+        assert ran.code == 0, ran.output
 
 
 def test_the_figures_of_a_run_that_goes_on(convert: list[str], tmp_path: Path) -> None:
