@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
 from pipeline.grid.tokens import Tokenizer
 from pipeline.location import redact
-from pipeline.read.cut import check_messages_field, cut_all
+from pipeline.read.cut import check_messages_field, cut_all, input_size
 from pipeline.read.inputs import InputFile, Stamp, stamp
 from pipeline.read.scan import FileScan, hash_file, scan
 from pipeline.recipe import Recipe
@@ -177,7 +177,7 @@ def _convert(
     """Convert the shards that are missing. All shards in order, the records of every file, and who has done it."""
     shards: dict[int, Shard] = {}
     records: dict[str, int] = {}
-    size = sum(scan.size for scan in scans)
+    size = input_size(scans, setup.recipe.read)
 
     def missing() -> Iterator[Task]:
         for task in _tasks(files, scans, setup.recipe):

@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import signal
+import threading
 import time
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -26,7 +27,7 @@ from pipeline.engines.spec import GET_VLLM, EngineSpec
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     import psutil
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -51,6 +52,7 @@ _DEFAULTS: dict[str, Any] = {
 #: flag only where the backend is named.
 _STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
 _WATCH_SECONDS = 1.0
+_LOOK_SECONDS = 0.2
 #: An answer gives a sign of life after its first token, then after so many. Fewer would cost the event loop.
 _SIGN_TOKENS = 64
 #: Before an engine that could not be started is started once more.
@@ -348,15 +350,22 @@ async def _build(arguments: dict[str, Any]) -> AsyncLLM:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    def build() -> AsyncLLM:
-        with _deaf_to_the_keyboard():
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    ended = threading.Event()
 
+    def build() -> AsyncLLM:
+        try:
+            with _deaf_to_the_keyboard():
+                return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        finally:
+            ended.set()
+
+    before = {process.pid for process in _children()}
     building = asyncio.ensure_future(asyncio.to_thread(build))
     try:
         return await asyncio.shield(building)
     except asyncio.CancelledError:
         building.add_done_callback(_give_up)
+        threading.Thread(target=_kill_new, args=(before, ended), name="give-up-engine", daemon=True).start()
         raise
 
 
@@ -364,6 +373,29 @@ def _give_up(built: asyncio.Future[AsyncLLM]) -> None:
     """End an engine that nobody waits for any more, if there is one."""
     if not built.cancelled() and built.exception() is None:
         built.result().shutdown(0.0)
+
+
+def _kill_new(before: Container[int], ended: threading.Event) -> None:
+    """Kill what an engine that is being built has started: whoever builds it waits for these processes, for minutes."""
+    import psutil
+
+    while not ended.wait(_LOOK_SECONDS):
+        for process in _children():
+            with suppress(psutil.Error):
+                if process.pid not in before and _is_of_an_engine(process):
+                    process.kill()
+
+
+def _children() -> list[psutil.Process]:
+    import psutil
+
+    return psutil.Process().children(recursive=True)
+
+
+def _is_of_an_engine(process: psutil.Process) -> bool:
+    """Until it has given itself a name, a process of vLLM is one that Python has spawned."""
+    said = " ".join(process.cmdline())
+    return said.startswith("VLLM::") or "multiprocessing.spawn" in said
 
 
 @contextmanager

@@ -69,6 +69,19 @@ def check_messages_field(files: Sequence[InputFile], options: ReadOptions) -> No
     raise UserError(f"--messages-field {options.messages_field}: no record at the start of any input has this field")
 
 
+def input_size(scans: Sequence[FileScan], options: ReadOptions) -> int:
+    """About how many bytes of the files, as stored, are read: all, or as many as the records that are wanted take."""
+    size, left = 0, options.limit
+    for found in scans:
+        if left is None or not found.records:
+            size += found.size
+        else:
+            wanted = min(left, found.records)
+            size += found.size * wanted // found.records
+            left -= wanted
+    return size
+
+
 def cut_all(files: Sequence[InputFile], scans: Sequence[FileScan], options: ReadOptions) -> Iterator[Cut]:
     """The shards of all files, in order, until ``options.limit`` records."""
     left = options.limit
@@ -122,10 +135,12 @@ def _range_cuts(file: InputFile, scan: FileScan, options: ReadOptions, limit: in
             return
         if left is not None:
             left -= count
-        end = piece.offset + piece.length
+        end = piece.offset + piece.length * count // piece.count
         position = end if scan.container == "lines" else scan.size * end // (last.offset + last.length)
         whole = _cut(file, scan, piece, format)
-        yield msgspec.structs.replace(whole, count=count, position=scan.size if piece is last else position)
+        yield msgspec.structs.replace(
+            whole, count=count, position=scan.size if piece is last and count == piece.count else position
+        )
 
 
 def _format_by_range(file: InputFile, scan: FileScan, options: ReadOptions) -> str:

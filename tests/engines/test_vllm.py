@@ -231,6 +231,30 @@ def test_ctrl_c_in_the_terminal_is_not_for_the_engine(together: _Together) -> No
     assert together.answers(_request())[0].output_tokens == 40
 
 
+def test_an_engine_that_is_given_up_as_it_starts_ends_at_once(vllm_spec: EngineSpec) -> None:
+    """Whoever has pressed Ctrl-C does not wait for a model to be loaded."""
+    me = psutil.Process()
+    before = set(me.children(recursive=True))
+
+    def started() -> set[psutil.Process]:
+        return {process for process in set(me.children(recursive=True)) - before if vllm._is_of_an_engine(process)}
+
+    async def give_up() -> float:
+        starting = asyncio.create_task(VllmEngine(vllm_spec).start())
+        while not started():
+            await asyncio.sleep(0.05)
+            assert not starting.done()
+        starting.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await asyncio.get_running_loop().shutdown_default_executor()  # the thread that builds
+        return time.monotonic() - began
+
+    assert asyncio.run(give_up()) < 8
+    assert not started()
+
+
 # From here on the engine is hurt: these come last.
 
 

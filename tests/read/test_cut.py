@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.errors import Reason, UserError
 from pipeline.read import cut as cutting
 from pipeline.read.containers import Record
-from pipeline.read.cut import Cut, check_messages_field, cut_all, cuts, records
+from pipeline.read.cut import Cut, check_messages_field, cut_all, cuts, input_size, records
 from pipeline.read.inputs import InputFile, resolve_inputs
 from pipeline.read.options import ReadOptions
 from pipeline.read.scan import hash_file, scan
@@ -72,6 +72,18 @@ def test_the_same_records_from_every_container(tmp_path: Path, name: str) -> Non
     assert found[-1].position == path.stat().st_size
     assert scan(only(path), SMALL).sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == hash_file(only(path))
     assert read_all(path) == (found, read)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+@pytest.mark.parametrize("limit", [1, 50, 100, 1000])
+def test_how_far_a_run_is_that_wants_some_records_only(tmp_path: Path, name: str, limit: int) -> None:
+    path = write(tmp_path, name)
+    options = msgspec.structs.replace(SMALL, limit=limit)
+    found = scan(only(path), options)
+    wanted = input_size([found], options)
+    reached = list(cut_all([only(path)], [found], options))[-1].position
+    assert abs(wanted - path.stat().st_size * min(limit, 100) / 100) < path.stat().st_size / 20
+    assert abs(reached - wanted) < path.stat().st_size / 20
 
 
 def test_compression_does_not_move_the_cuts(tmp_path: Path) -> None:
