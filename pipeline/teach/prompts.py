@@ -24,6 +24,7 @@ from jinja2 import (
     TemplateNotFound,
     TemplateSyntaxError,
     meta,
+    nodes,
 )
 from jinja2.environment import TemplateModule
 from jinja2.runtime import Context
@@ -86,8 +87,9 @@ class Prompt(msgspec.Struct, frozen=True):
             unknown = sorted(meta.find_undeclared_variables(tree) - set(given) - set(_environment(()).globals))
             # What an including template sets reaches the included one, so only the first is sure to be wrong.
             if unknown and name == template:
+                line = next(node.lineno for node in tree.find_all(nodes.Name) if node.name == unknown[0])
                 raise UserError(
-                    f"prompt {self.name}: {name}: there is no {unknown[0]}; this template is given "
+                    f"prompt {self.name}: {name}, line {line}: there is no {unknown[0]}; this template is given "
                     f"{', '.join(given) or 'nothing'}"
                 )
             found = [each for each in meta.find_referenced_templates(tree) if each and each not in names]

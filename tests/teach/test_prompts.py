@@ -40,7 +40,7 @@ def test_every_prompt_can_complain(tmp_path: Path) -> None:
     own = load_prompt(str(_folder(tmp_path / "b", user="x", retry="Wrong: {{ problem }}")))
     assert '"no \\"k\\""' in shared.render(RETRY, problem='no "k"')
     assert own.render(RETRY, problem="no") == 'Wrong: "no"'
-    with pytest.raises(UserError, match=r"retry\.jinja: there is no wrong; this template is given problem"):
+    with pytest.raises(UserError, match=r"retry\.jinja, line 1: there is no wrong; this template is given problem"):
         load_prompt(str(_folder(tmp_path / "c", user="x", retry="Wrong: {{ wrong }}")))
 
 
@@ -134,7 +134,7 @@ def test_a_missing_template_and_a_missing_value_are_found_before_any_work() -> N
         },
     )
     prompt.check("user.jinja", "text")
-    with pytest.raises(UserError, match=r"prompt mine: user\.jinja: there is no text; this template is given segments"):
+    with pytest.raises(UserError, match=r"prompt mine: user\.jinja, line \d: there is no text; this template is given segments"):
         prompt.check("user.jinja", "segments")
     with pytest.raises(
         UserError, match=r"prompt mine: there is no template system\.jinja; it has a\.jinja, user\.jinja"
