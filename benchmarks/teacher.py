@@ -57,6 +57,8 @@ from pipeline.teach.answer_line import question
 class Lent:
     """An engine that lives in the benchmark's loop, lent to a run, which may not end it. Keeps what was asked."""
 
+    trouble = ""
+
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
         self._loop = loop
@@ -93,9 +95,11 @@ def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    yield loop
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
 
 
 def convert(recipe: str, corpus: Path, out: Path, spec: Any, engine: Engine) -> tuple[Summary, float]:
