@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 #: Seconds between plain lines; the first comes sooner, so that a log shows that something happens.
 _EVERY = 10.0
 _FIRST = 3.0
+
+#: Seconds after which the same trouble is told once more; what changes in it from second to second are numbers.
+_AGAIN = 60.0
+_DIGITS = re.compile(r"[0-9.]+")
 
 #: Lines of the answer store that are told of in words.
 _MOST_FAULTS = 5
@@ -53,8 +58,8 @@ class Progress:
         self._teachers: dict[str, Taught] = {}
         #: Lines of the answer store that no teacher could use, those that have been told of in words.
         self.faults: dict[str, None] = {}
-        #: The newest reason why an engine does not answer that has been told.
-        self._trouble = ""
+        #: Why engines did not answer, and when that was last told.
+        self._told: dict[str, float] = {}
 
     def __enter__(self) -> Progress:
         return self
@@ -120,16 +125,21 @@ class Progress:
             self._teachers[taught.worker] = taught
             if self._asking_since is None and taught.counters.flight_seconds:
                 self._asking_since = time.monotonic() - taught.counters.busy_seconds
-            if taught.trouble and taught.trouble != self._trouble:
-                self.notice(f"the engine does not answer: {taught.trouble}; it is tried again")
-            if taught.trouble or (known is not None and known.trouble):
-                self._trouble = taught.trouble
+            if taught.trouble:
+                self._tell(taught.trouble)
         for fault in taught.faults:
             if fault not in self.faults and len(self.faults) < _MOST_FAULTS:
                 self.notice(f"an answer that was kept cannot be used, and is asked for again if needed: {fault}")
                 if len(self.faults) == _MOST_FAULTS - 1:
                     self.notice("further ones are only counted")
                 self.faults[fault] = None
+
+    def _tell(self, trouble: str) -> None:
+        """Say why an engine does not answer, once in a while: all workers say so, each second."""
+        kind, now = _DIGITS.sub("", trouble), time.monotonic()
+        if now >= self._told.get(kind, 0.0) + _AGAIN:
+            self._told[kind] = now
+            self.notice(f"the engine does not answer: {trouble}; it is tried again")
 
     @property
     def fault_count(self) -> int:

@@ -59,7 +59,7 @@ def retry_options(
         raise UserError(f"{location}: nothing is in quarantine, so there is nothing to retry")
     about: dict[str, Any] = json.loads(run)
     recipe = from_manifest(identity["recipe"], identity["layout"])
-    if recipe.teacher is not None and not answers:
+    if recipe.teacher is not None and about.get("plans") is None and not answers:
         _check_answers(about.get("answers") or beside(location))
     return RunOptions(
         files=[_input(name, about["inputs"].get(name), location) for name in identity["inputs"]],

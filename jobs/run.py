@@ -90,7 +90,7 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         recipe = planned_by(recipe, planned)
     teacher = None
     if planned is None:
-        here = options.ray in ("off", "local")
+        here = choose(options.ray, options.workers, 0, options.engine) in ("off", "local")
         teacher = teacher_setup(
             recipe, options.engine, options.answers, options.out, options.rounds, here, progress.notice
         )
@@ -120,12 +120,12 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         setup = Setup(recipe, tokenizer, ids, out, plans, teacher)
         try:
             shards, records, executor = _convert(options, setup, files, scans, done, progress)
+            _check_unchanged(files, stamps, scans)
+            if not shards:
+                raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
         except UserError:
             commit.forget(out)
             raise
-        _check_unchanged(files, stamps, scans)
-        if not shards:
-            raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
         made = identity.build_manifest(
             recipe,
             tokenizer,

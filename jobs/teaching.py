@@ -89,6 +89,7 @@ class Teacher:
             doubts=doubts,
             probe=probe,
             warm_up=spec.kind == "vllm" or len(spec.where) == 1,
+            shared=spec.kind == "http",
             rounds=setup.rounds,
         )
         self._loop = asyncio.new_event_loop()

@@ -152,7 +152,7 @@ class HttpEngine:
                     status = response.status
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = self._describe(error)
-                timeouts += isinstance(error, TimeoutError)
+                timeouts += isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
                 continue
             if status == 200:
                 try:
@@ -189,37 +189,43 @@ class HttpEngine:
         return msgspec.json.encode({name: value for name, value in body.items() if value is not None})
 
     async def _persist(self, session: aiohttp.ClientSession, path: str, body: bytes) -> Answer:
-        """Send until there is an answer, at most as often as may be."""
+        """Send until there is an answer, as long as there is hope. A server that has too much to do has not failed."""
         began = self._balancer.now()
-        sent = waits = timeouts = 0
-        while sent < self._tries and timeouts < _TIMEOUTS:
-            if sent and not self._balancer.has_awake():
+        failures = waits = timeouts = 0
+        why = ""
+        while failures < self._tries and timeouts < _TIMEOUTS:
+            if why and not self._balancer.has_awake():
                 waits += 1
                 await self._wait(waits)
-            sent += 1
             server = self._balancer.choose()
             while closed := self._balancer.seconds_closed(server):
-                silence = self._balancer.silence_since(began)
-                if silence > self._longest_silence:
-                    raise EngineLost(
-                        f"{server.url}: asks to be left alone, and has answered nothing for {silence:.0f} s"
-                    )
+                self._check_silence(server, began)
                 await asyncio.sleep(closed + self._jitter.uniform(0.0, self._first_wait))
                 server = self._balancer.choose()
             server.in_flight += 1
             try:
                 answer = await self._send(session, server, path, body)
             except _Failed as failed:
-                lost, in_vain = f"{server.url}: {failed}", failed.timed_out
-                note = self._balancer.refused if failed.server_is_there else self._balancer.failed
-                note(server, str(failed), failed.pause)
+                why = f"{server.url}: {failed}"
+                if failed.server_is_there:
+                    self._balancer.refused(server, str(failed), failed.pause)
+                    self._check_silence(server, began)
+                else:
+                    self._balancer.failed(server, str(failed), failed.pause)
+                    failures += 1
+                    timeouts += failed.timed_out
             else:
                 self._balancer.succeeded(server)
                 return answer
             finally:
                 server.in_flight -= 1
-            timeouts += in_vain
-        raise EngineLost(f"{lost} (sent {sent} times)")
+        raise EngineLost(f"{why} (sent {failures} times)")
+
+    def _check_silence(self, server: Server, began: float) -> None:
+        """Raise :class:`EngineLost` where a server has asked to be left alone for too long, and no other answers."""
+        silence = self._balancer.silence_since(began)
+        if silence > self._longest_silence:
+            raise EngineLost(f"{server.url}: asks to be left alone, and has answered nothing for {silence:.0f} s")
 
     async def _wait(self, times: int) -> None:
         longest = min(self._longest_wait, self._first_wait * 2 ** min(times, 16))

@@ -138,6 +138,13 @@ class _NoModel(_NoCommit):
     """The model is not here, and the hub does not give it either."""
 
 
+def _is_cached(name: str) -> bool:
+    """Whether the cache has something of a model, if only files that are not asked for here."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").is_dir()
+
+
 def _commit_of(name: str, revision: str | None) -> str:
     """The commit that a revision of a hub model stands for. Raises :class:`_NoCommit`."""
     if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() == "true":
@@ -154,7 +161,7 @@ def _commit_of(name: str, revision: str | None) -> str:
         path = Path(hf_hub_download(name, "config.json", revision=revision))
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0].rstrip(".:") or type(error).__name__
-        missing = isinstance(error, HFValidationError | LocalEntryNotFoundError | RepositoryNotFoundError)
+        missing = isinstance(error, LocalEntryNotFoundError | RepositoryNotFoundError) and not _is_cached(name)
         raise (_NoModel if missing else _NoCommit)(said) from None
     if path.parent.parent.name != "snapshots":
         raise _NoCommit("the cache does not say where its copy comes from")

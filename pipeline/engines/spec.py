@@ -24,7 +24,7 @@ _RESERVED = frozenset(
 #: Names of what nobody else may see. Arguments are kept with the run, sent to workers and shown. Names that count tokens
 #: are many; ``classifier_from_token`` is an override of a model's configuration.
 _SECRET = re.compile(
-    "secret|password|passphrase|authorization|credential|api_?key|access_key|(^|(?<!_from)_|access|auth)token$"
+    "secret|password|passphrase|authorization|credential|api_?key|access_key|^key$|(^|(?<!_from)_|access|auth)token$"
 )
 
 #: Arguments of vLLM's engine that are taken for fields of a request now and then.
@@ -131,11 +131,9 @@ def _parse_args(args: Sequence[str]) -> tuple[tuple[str, Any], ...]:
             raise UserError(f"--engine-arg {name}: is given twice")
         try:
             # A revision may be all digits.
-            parsed[name] = yaml.load(value, yaml.BaseLoader) if name == "revision" else yaml.safe_load(value)
+            parsed[name] = (yaml.load(value, yaml.BaseLoader) or "") if name == "revision" else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"--engine-arg {name}: the value is no YAML; put it in quotes") from error
-    if not (isinstance(revision := parsed.get("revision", "any"), str) and revision.strip()):
-        raise UserError("--engine-arg revision: must be a name, such as that of a commit")
     return tuple(sorted(parsed.items()))
 
 
@@ -144,10 +142,15 @@ def checked(spec: EngineSpec) -> EngineSpec:
 
     Raises :class:`UserError` naming the argument; no value of a secret is repeated.
     """
-    for name, value in spec.args:
+    told = () if spec.revision is None else (("revision", spec.revision),)
+    for name, value in (*spec.args, *told):
         where = f"--engine-arg {name} (or engine: in the recipe)"
         if name == "model":
             raise UserError(f"{where}: say --model instead")
+        if name == "revision" and not (isinstance(value, str) and value.strip()):
+            raise UserError(
+                f"{where}: must be a name, such as that of a commit, in quotes where it looks like a number"
+            )
         if secrets := [inner for inner in (name, *_names(value)) if _SECRET.search(inner.lower().replace("-", "_"))]:
             raise UserError(
                 f"{where}: {secrets[0]} is a secret, and arguments are kept with the run; set it in the environment of every "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from pipeline.teach.counters import Counters, Meter
 from pipeline.teach.dialogue import Dialogue
 from pipeline.teach.prompts import Prompt
 from pipeline.teach.settings import TeacherSettings
+from pipeline.teach.turns import turn
 
 #: An answer that ended like this says nothing about the model: the engine gave it up. It is not kept.
 _GIVEN_UP = frozenset({"abort", "error"})
@@ -29,6 +30,9 @@ _GIVEN_UP = frozenset({"abort", "error"})
 #: Requests in a row, with no answer in between, that may be blamed for the loss of an engine that is well otherwise.
 _MOST_BLAMED = 5
 _TO_BLAME = "the engine is lost whenever it is asked this, also with nothing else in flight"
+
+#: The file in the store by which processes take turns.
+_SUSPECT = "suspect"
 
 #: What an engine is asked that was lost and is started again: whether it is it, or what it was asked.
 _A_WORD = Request((Message("user", "Say a word."),), sampling=Sampling(max_tokens=1))
@@ -76,6 +80,7 @@ class Asker:
         pause: float = 0.5,
         probe: Probe | None = None,
         warm_up: bool = False,
+        shared: bool = False,
         rounds: int = 1,
     ) -> None:
         """``model``: what will answer, where that is known before the engine is started; then the engine is started
@@ -86,7 +91,9 @@ class Asker:
         is to blame, if the engine is well without it.
         ``probe`` looks at the engine when it has started for the first time, and says which constraints bind; others are
         not sent: planners check every answer anyway. ``warm_up``: a started engine answers one request before it is given
-        more, so that what all prompts begin with is in its cache when they come. ``rounds``: how many times
+        more, so that what all prompts begin with is in its cache when they come. ``shared``: the engine may serve other
+        processes with the same store; then only one of them at a time asks what the engine may have been lost over.
+        ``rounds``: how many times
         ``settings.attempts`` a question may be asked before its conversation is rejected; more than one where a run shall
         try again what an earlier one gave up.
         """
@@ -107,6 +114,7 @@ class Asker:
         self._slots = asyncio.Semaphore(concurrency)
         self._alone = asyncio.Lock()
         self._warm_up = warm_up
+        self._shared = shared
         #: Whether the engine may have more than one request: not before it has answered one.
         self._warm = not warm_up
         self._warming = asyncio.Lock()
@@ -218,7 +226,7 @@ class Asker:
                 answer = await self._attempt(request)
             if answer is not None:
                 return answer
-        async with self._nothing_else():
+        async with self._suspects(), self._nothing_else():
             for _ in range(self._doubts):
                 answer = await self._attempt(request)
                 if answer is not None:
@@ -271,6 +279,10 @@ class Asker:
                     yield
                     return
         yield
+
+    def _suspects(self) -> AbstractAsyncContextManager[None]:
+        """The turn of one suspect: those of other processes would lose the engine for it, and be blamed."""
+        return turn(self._store.folder / _SUSPECT) if self._shared else nullcontext()
 
     @asynccontextmanager
     async def _nothing_else(self) -> AsyncIterator[None]:

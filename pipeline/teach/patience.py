@@ -11,9 +11,9 @@ _TIMEOUTS = 3
 #: Engines that end every wait of their own, which may be long: a server says with ``Retry-After`` when it has time.
 _OWN_PATIENCE = frozenset({"http"})
 #: How often an engine may be lost without an answer in between. Servers have been asked eight times by then, each time.
-_LOSSES = {"vllm": 8, "http": 2, "scripted": 8}
-#: An engine of our own takes all that it was asked with it; a server has failed over this very request, eight times.
-_DOUBTS = {"vllm": 3, "http": 1, "scripted": 3}
+_LOSSES = {"vllm": 8, "http": 4, "scripted": 8}
+#: A server has failed over the request eight times each time.
+_DOUBTS = {"vllm": 3, "http": 2, "scripted": 3}
 
 
 class Patience(NamedTuple):

@@ -66,3 +66,19 @@ def test_news_that_come_late_do_not_undo_newer_ones() -> None:
     shown.taught(Taught("w", Counters(accepted=10), 0.0, number=2))
     shown.taught(Taught("w", Counters(accepted=4), 0.0, number=1))
     assert shown.asked is not None and shown.asked.accepted == 10
+
+
+def test_why_an_engine_does_not_answer_is_told_once_not_by_every_worker_each_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = io.StringIO()
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress(Console(file=screen, force_terminal=False, width=200)) as shown:
+        for second in range(100):
+            now[0] += 1
+            for worker in "ab":
+                trouble = f"http://{worker}:1/v1: status 429: try again in {second / 10} s"
+                shown.taught(Taught(worker, Counters(), 0.0, trouble=trouble, number=second))
+    told = [line for line in screen.getvalue().splitlines() if "does not answer" in line]
+    assert [line.split()[5] for line in told] == ["http://a:1/v1:", "http://b:1/v1:"] * 2

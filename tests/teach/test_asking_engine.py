@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,7 +21,10 @@ from pipeline.engines.scripted import ScriptedEngine
 from pipeline.engines.spec import parse_spec
 from pipeline.errors import Reason, Rejected, UserError
 from pipeline.teach.answer_line import REFUSED
+from pipeline.teach.answers import AnswerStore
 from pipeline.teach.asking import Asker, Given
+from pipeline.teach.patience import patience
+from pipeline.teach.settings import TeacherSettings
 
 
 def _request(text: str) -> Request:
@@ -321,6 +325,48 @@ def test_an_engine_that_hangs_counts_as_lost(tmp_path: Path) -> None:
 
     assert talk(tmp_path, respond, work, engine=engine, timeout=0.05) == "1"
     assert engine.starts == 2
+
+
+def test_workers_that_share_a_server_are_not_blamed_for_each_others_poison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request crashes the server, which is away for a while then, for everybody."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("pipeline.teach.turns._LOOK", 0.01)
+    monkeypatch.setattr("pipeline.engines.servers._FIRST_REST", 0.04)
+    back = 0.0
+
+    def faults(body: Body, seen: int) -> Fault | None:
+        nonlocal back
+        now = time.monotonic()
+        if now >= back and body["messages"][0]["content"] == "poison":
+            back = now + 1.5
+        return Fault("drop") if now < back else Fault("slow", seconds=0.1)
+
+    async def worker(number: int, url: str) -> list[str]:
+        spec = parse_spec(url)
+        assert spec is not None
+        store = AnswerStore(str(tmp_path / "answers"))
+        engine = HttpEngine(spec, first_wait=0.02, longest_wait=1.0)
+        _, losses, doubts = patience(spec)
+        asker = Asker(
+            engine, store, TeacherSettings(), concurrency=8, losses=losses, doubts=doubts, pause=0.02, shared=True
+        )
+        try:
+            await asker.start()
+            names = [f"{number}, {each}" for each in range(60)]
+            names[10] = "poison" if number == 0 else names[10]
+            given = await asyncio.gather(*(asker.answer(_request(name)) for name in names))
+            return [name for name, each in zip(names, given, strict=True) if each.answer.finish_reason == REFUSED]
+        finally:
+            await asker.close()
+            await store.close()
+
+    async def all_of_them(url: str) -> list[list[str]]:
+        return await asyncio.gather(*(worker(number, url) for number in range(3)))
+
+    with StubServer(lambda body: "1", faults) as server:
+        assert asyncio.run(all_of_them(server.url)) == [["poison"]] + [[]] * 2
 
 
 def test_an_answer_that_the_engine_gave_up_is_not_kept(tmp_path: Path) -> None:

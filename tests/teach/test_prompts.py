@@ -134,7 +134,9 @@ def test_a_missing_template_and_a_missing_value_are_found_before_any_work() -> N
         },
     )
     prompt.check("user.jinja", "text")
-    with pytest.raises(UserError, match=r"prompt mine: user\.jinja, line \d: there is no text; this template is given segments"):
+    with pytest.raises(
+        UserError, match=r"prompt mine: user\.jinja, line \d: there is no text; this template is given segments"
+    ):
         prompt.check("user.jinja", "segments")
     with pytest.raises(
         UserError, match=r"prompt mine: there is no template system\.jinja; it has a\.jinja, user\.jinja"

@@ -6,7 +6,7 @@ very end, makes way for the next. Answers are not repeated: no call depends on w
 what is asked is the same, and found in the store, whatever that was.
 
 Every list of segments is numbered from 1: an answer's keys stay short, and with two digits on either side it costs at most
-eight tokens per output segment, also where a vocabulary writes every character by itself.
+eight tokens per output segment in JSON's compact form, also where a vocabulary writes every character by itself.
 """
 
 from __future__ import annotations
