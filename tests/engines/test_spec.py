@@ -55,7 +55,7 @@ def test_the_revision_of_a_served_model_is_what_the_user_says() -> None:
     vllm = parse_spec("vllm", "m", ["revision=0123456"])
     assert vllm is not None and vllm.revision is None and vllm.args == (("revision", "0123456"),)
     for wrong in ("revision=", "revision=[a]", "revision={a: b}"):
-        with pytest.raises(UserError, match="--engine-arg revision .*must be a name"):
+        with pytest.raises(UserError, match=r"--engine-arg revision .*must be a name"):
             spec(wrong)
 
 

@@ -52,7 +52,7 @@ def _large(now: Progress) -> None:
     counters = Counters(
         asked=1_234_567, stored=7, accepted=1_234_567, rejected=12_345, retried=123_456, in_flight=4096,
         prompt_tokens=9_999_999_999, cached_tokens=8_888_888_888, output_tokens=777_777_777, restarts=12,
-        flight_seconds=55_000 * 128,
+        flight_seconds=55_000 * 128, busy_seconds=3600,
     )  # fmt: skip
     now.taught(Taught("one", counters, 5e8))
 
