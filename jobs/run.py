@@ -84,13 +84,15 @@ def run(options: RunOptions, progress: Progress) -> Summary:
     """
     started = time.time()
     recipe, tokenizer, out = options.recipe, options.tokenizer, Place(options.out)
+    _check_utf8(options)
+    # A cluster that does not answer is said now. How much input there is may still move the work from here to Ray.
+    here = choose(options.ray, options.workers, 0, options.engine) in ("off", "local")
     ids = token_ids(recipe.layout, tokenizer)
     plans, planned = _open_plans(options.plans)
     if planned is not None:
         recipe = planned_by(recipe, planned)
     teacher = None
     if planned is None:
-        here = choose(options.ray, options.workers, 0, options.engine) in ("off", "local")
         teacher = teacher_setup(
             recipe, options.engine, options.answers, options.out, options.rounds, here, progress.notice
         )
@@ -106,26 +108,32 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         hashes = [(file.name, scanned.sha256) for file, scanned in zip(files, scans, strict=True)]
         wanted = identity.identity(recipe, tokenizer, hashes, plans_fingerprint, answering)
         before = None if options.fresh else commit.open_manifest(out)
+        again: set[int] | None = None
         if before is not None and identity.identity_of(before) == wanted:
             again = options.again(before) if options.again is not None else commit.damaged(out, before)
             if again is None:
                 commit.tidy(out)
                 return Summary(before, options.out, time.time() - started, 0, 0)
-            if options.rounds > 1:  # before quarantine files change, which it was reckoned from
-                out.put(ROUNDS, str(options.rounds).encode())
-            commit.reopen(out, before, again)
         remedy = {} if options.again is None else {"remedy": "`pipeline convert … --fresh` makes it anew."}
-        commit.begin(out, wanted, options.fresh, **remedy)
-        done = commit.finished(out)
-        setup = Setup(recipe, tokenizer, ids, out, plans, teacher)
-        try:
-            shards, records, executor = _convert(options, setup, files, scans, done, progress)
-            _check_unchanged(files, stamps, scans)
-            if not shards:
-                raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
-        except UserError:
-            commit.forget(out)
-            raise
+        commit.check(out, wanted, options.fresh, **remedy)
+        # What was there is touched when there are workers to do better: many a run ends before that.
+        progress.begin_workers()
+        with _executor(options, input_size(scans, recipe.read), teacher, progress) as executor:
+            if before is not None and again is not None:
+                if options.rounds > 1:  # before quarantine files change, which it was reckoned from
+                    out.put(ROUNDS, str(options.rounds).encode())
+                commit.reopen(out, before, again)
+            commit.begin(out, wanted, options.fresh, **remedy)
+            done = commit.finished(out)
+            setup = Setup(recipe, tokenizer, ids, out, plans, teacher)
+            try:
+                shards, records = _convert(executor, setup, files, scans, done, progress)
+                _check_unchanged(files, stamps, scans)
+                if not shards:
+                    raise UserError(f"no records in {', '.join(file.name for file in files)}: the input is empty")
+            except UserError:
+                commit.forget(out)
+                raise
         made = identity.build_manifest(
             recipe,
             tokenizer,
@@ -140,6 +148,20 @@ def run(options: RunOptions, progress: Progress) -> Summary:
         about = _run_json(options, teacher, files, started, converted, executor.lost, progress, asked)
         commit.finish(out, made, tokenizer.json, about)
     return Summary(made, options.out, time.time() - started, converted, executor.lost, asked)
+
+
+def _check_utf8(options: RunOptions) -> None:
+    """Names stand in the dataset's documents, and these are UTF-8."""
+    names = [("", file.location) for file in options.files]
+    names += [("--out ", options.out), ("--plans ", options.plans or ""), ("--answers ", options.answers or "")]
+    for option, name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise UserError(
+                f"{option}{shown}: the name is not UTF-8; rename it, or the directory that has it"
+            ) from None
 
 
 def _scan(files: Sequence[InputFile], recipe: Recipe, progress: Progress) -> list[FileScan]:
@@ -167,17 +189,16 @@ def _open_plans(location: str | None) -> tuple[StoredPlans | None, Manifest | No
 
 
 def _convert(
-    options: RunOptions,
+    executor: Executor,
     setup: Setup,
     files: Sequence[InputFile],
     scans: Sequence[FileScan],
     finished: dict[int, Shard],
     progress: Progress,
-) -> tuple[list[Shard], dict[str, int], Executor]:
-    """Convert the shards that are missing. All shards in order, the records of every file, and who has done it."""
+) -> tuple[list[Shard], dict[str, int]]:
+    """Convert the shards that are missing. All shards in order, and the records of every file."""
     shards: dict[int, Shard] = {}
     records: dict[str, int] = {}
-    size = input_size(scans, setup.recipe.read)
 
     def missing() -> Iterator[Task]:
         for task in _tasks(files, scans, setup.recipe):
@@ -190,15 +211,13 @@ def _convert(
             else:
                 yield task
 
-    progress.begin_workers()
     engine = setup.teacher.engine if setup.teacher is not None else None
-    with _executor(options, size, engine, progress) as executor:
-        places = executor.workers * (engine.concurrency if engine is not None else 1)
-        progress.begin_convert(size, executor.description, places)
-        for result in executor.run(setup, missing()):
-            shards[result.number] = result.shard
-            progress.finished(result)
-    return [shards[number] for number in sorted(shards)], records, executor
+    places = executor.workers * (engine.concurrency if engine is not None else 1)
+    progress.begin_convert(input_size(scans, setup.recipe.read), executor.description, places)
+    for result in executor.run(setup, missing()):
+        shards[result.number] = result.shard
+        progress.finished(result)
+    return [shards[number] for number in sorted(shards)], records
 
 
 def _tasks(files: Sequence[InputFile], scans: Sequence[FileScan], recipe: Recipe) -> Iterator[Task]:
@@ -209,7 +228,8 @@ def _tasks(files: Sequence[InputFile], scans: Sequence[FileScan], recipe: Recipe
         position[cut.file] = cut.position
 
 
-def _executor(options: RunOptions, size: int, engine: EngineSpec | None, progress: Progress) -> Executor:
+def _executor(options: RunOptions, size: int, teacher: TeacherSetup | None, progress: Progress) -> Executor:
+    engine = teacher.engine if teacher is not None else None
     where = choose(options.ray, options.workers, size, engine)
     if where == "off":
         return InProcess(progress.taught, engine.gpus if engine is not None and gpus_here() else 0)

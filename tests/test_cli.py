@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,19 @@ def test_no_input(tmp_path: Path) -> None:
     ):
         ran = pipeline("convert", *given, *out)
         assert ran.code == 2 and named in ran.output, ran.output
+
+
+@pytest.mark.parametrize("where", ["input", "out"])
+def test_a_name_that_is_not_utf_8(corpus: Path, tmp_path: Path, where: str) -> None:
+    """It cannot be written into the manifest."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9"))
+    given = {"input": corpus, "out": tmp_path / "out", where: folder / "chats.jsonl"}
+    if where == "input":
+        folder.mkdir()
+        corpus.rename(folder / corpus.name)
+    ran = pipeline("convert", "--input", given["input"], "--out", given["out"], "--ray", "off")
+    assert ran.code == 2 and "caf\\udce9/chats.jsonl: the name is not UTF-8; rename it" in ran.output, ran.output
+    assert not given["out"].exists()
 
 
 def test_an_empty_input(tmp_path: Path) -> None:

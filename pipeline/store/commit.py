@@ -22,6 +22,8 @@ from pipeline.store.place import Place
 _IDENTITY = f"{WORK}/identity.json"
 #: In the place of an identity: ``--fresh`` is deleting what was there before.
 _CLEARED: dict[str, Any] = {}
+#: What to do about another run's work.
+_REMEDY = "Use another --out, or --fresh to start over."
 #: Everything that a run writes, and so everything that a run may delete: a directory may hold other files too.
 _OWN = re.compile(
     r"data/part-\d+\.parquet|plans/part-\d+\.jsonl\.zst|quarantine/part-\d+\.jsonl"
@@ -86,10 +88,8 @@ def unfinished(out: Place) -> dict[str, Any] | None:
     return None if known is None else json.loads(known)
 
 
-def begin(
-    out: Place, identity: dict[str, Any], fresh: bool, remedy: str = "Use another --out, or --fresh to start over."
-) -> None:
-    """Make ``out`` ready for a run: new, resumed, or cleared with ``fresh``.
+def check(out: Place, identity: dict[str, Any], fresh: bool, remedy: str = _REMEDY) -> bool:
+    """Whether what is in ``out`` has to be deleted before a run can begin. Changes nothing.
 
     Raises :class:`UserError` where another run's work or foreign files are in the way, saying what differs.
     """
@@ -104,12 +104,22 @@ def begin(
                 f"--out {out}: there are other files in it ({foreign[0]}{', …' if len(foreign) > 1 else ''}); "
                 f"name a new or empty directory"
             )
-    elif fresh or known == _CLEARED:
+        return False
+    if fresh or known == _CLEARED:
+        return True
+    differing = differences(known, identity)
+    if differing:
+        raise UserError(f"--out {out}: holds {state} of another kind:\n  " + "\n  ".join(differing) + "\n" + remedy)
+    return False
+
+
+def begin(out: Place, identity: dict[str, Any], fresh: bool, remedy: str = _REMEDY) -> None:
+    """Make ``out`` ready for a run: new, resumed, or cleared with ``fresh``.
+
+    Raises :class:`UserError` as :func:`check` does.
+    """
+    if check(out, identity, fresh, remedy):
         _clear(out)
-    else:
-        differing = differences(known, identity)
-        if differing:
-            raise UserError(f"--out {out}: holds {state} of another kind:\n  " + "\n  ".join(differing) + "\n" + remedy)
     _identify(out, identity)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import Made, assert_same, contents, finish, pipeline, small_disk, start, write_lines
+from running import Made, assert_same, contents, finish, free_port, pipeline, small_disk, start, write_lines
 
 from pipeline.store.place import Place
 
@@ -131,6 +131,17 @@ def test_fresh_leaves_nothing_of_what_was_there(small: Made, tmp_path: Path) -> 
     pipeline(*command, "--set", "shard.records=3", "--max-rows", "60")
     assert len(list(Path(tmp_path, "out", "quarantine").iterdir())) > 12
     assert pipeline(*command, "--fresh").code == 0
+    assert_same(tmp_path / "out", small.contents)
+
+
+@pytest.mark.parametrize("wrong", [["--ray", "127.0.0.1:{port}"], ["--ray", "{cluster}", "--workers", "9"]])
+def test_fresh_deletes_nothing_where_there_are_no_workers(
+    small: Made, cluster: str, tmp_path: Path, wrong: list[str]
+) -> None:
+    command = [*small.options, "--out", str(tmp_path / "out")]
+    assert pipeline(*command, "--ray", "off").code == 0
+    ran = pipeline(*command, *(word.format(port=free_port(), cluster=cluster) for word in wrong), "--fresh")
+    assert ran.code == 2 and "Error: --" in ran.output, ran.output
     assert_same(tmp_path / "out", small.contents)
 
 
