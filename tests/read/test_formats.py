@@ -186,6 +186,78 @@ def test_times(name: str, value: Any, seconds: float | None) -> None:
     assert part.seconds == seconds
 
 
+# What a message says beside that
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        (openai(USER, assistant(text="a")), "'text'"),
+        (openai(USER, assistant(contents="a", name="x")), "'contents', 'name'"),
+        (openai(USER, assistant(content=None, reasoning_details=[{"text": "r"}])), "'reasoning_details'"),
+        (openai(USER, assistant(content=None, audio={"id": "1", "transcript": "a"})), "'audio'"),
+        (openai(USER, assistant(content="a", images=["a.png"])), "'images'"),
+        (openai(assistant(content="a"), {**USER, "attachments": [{"path": "a"}]}), "'attachments'"),
+        ({"messages": [USER, assistant(channel="final", content="a", image="a.png")]}, "'image'"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "a", "video": "v"}]}, "'video'"),
+    ],
+)
+def test_content_that_no_part_can_hold(record: dict[str, Any], field: str) -> None:
+    with pytest.raises(Rejected, match=field) as caught:
+        read(record)
+    assert caught.value.reason is Reason.UNSUPPORTED_CONTENT and "message 1" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("record", "kept"),
+    [
+        (openai({**USER, "name": "Ann"}, assistant(content="a", weight=0)), {"0": {"name": "Ann"}, "1": {"weight": 0}}),
+        (openai(USER, assistant(content="a", reasoning="r", thinking="s")), {"1": {"thinking": "s"}}),
+        (openai({**USER, "tool_calls": [call("f", "")]}), {"0": {"tool_calls": [call("f", "")]}}),
+        (openai(USER, assistant(content="a", reasoning_details=[1])), {"1": {"reasoning_details": [1]}}),
+        ({"messages": [USER, assistant(channel="final", content="a", n=1)]}, {"1": {"n": 1}}),
+        ({"messages": [USER, assistant(channel="analysis", content="a", n=1)]}, {"1": {"n": 1}}),
+        ({"conversations": [{"from": "gpt", "value": "a", "markdown": None, "text": "b"}]}, {"0": {"text": "b"}}),
+    ],
+)
+def test_other_fields_of_messages_are_kept(record: dict[str, Any], kept: dict[str, Any]) -> None:
+    assert read({**record, "id": 1}).meta == {"id": 1, "message_fields": kept}
+    assert read({**record, "message_fields": 1}).meta == {"message_fields": 1, "_message_fields": kept}
+
+
+def test_fields_that_are_empty_or_read_are_not_kept() -> None:
+    rest = {"audio": {"id": None, "data": [""]}, "images": [], "name": "", "function_call": None, "timestamp": 1}
+    message = assistant(content="a", reasoning="r", reasoning_content="r", tool_calls=[call("f", "", "1")], **rest)
+    record = openai({**USER, "images": None}, message, result("r", tool_call_id="1", name="f"))
+    assert read(record).meta == {}
+    assert [role for role, _ in said(record)] == ["user", "think", "answer", "call", "result"]
+
+
+def test_a_thought_in_harmony_may_have_calls() -> None:
+    record = {
+        "messages": [
+            assistant(channel="analysis", content="t", tool_calls=[call("f", "", "1")]),
+            assistant(channel="analysis", content=None, function_call={"name": "g"}),
+            result("r", tool_call_id="1"),
+        ]
+    }
+    assert [part.role for part in read(record).parts] == ["think", "call", "call", "result"]
+    assert read(record).meta == {}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [assistant(channel="analysis", content="t", tool_calls=[call("f", "")]), {"role": "tool"}]},
+        openai(assistant(tool_calls=[call("f", "")]), {"role": "tool", "output": "r"}),
+        {"conversations": [{"from": "function_call", "value": '{"name": "f"}'}, {"from": "tool", "output": "r"}]},
+    ],
+)
+def test_a_result_must_be_where_it_is_looked_for(record: dict[str, Any]) -> None:
+    with pytest.raises(Rejected, match="message 1: a tool result without"):
+        read(record)
+
+
 # Meta, and the field of the messages
 
 
@@ -341,6 +413,13 @@ def test_alpaca() -> None:
     conversation = read({"instruction": "i", "input": "", "output": "o", "history": [["a", "b"]]})
     assert [(part.role, part.message) for part in conversation.parts] == [("system", 0), ("answer", 2)]
     assert conversation.meta == {"history": [["a", "b"]]}
+    assert said({"instruction": "i", "input": None, "output": "o"}) == [("system", "i"), ("answer", "o")]
+
+
+@pytest.mark.parametrize("given", [0, [], False])
+def test_an_alpaca_input_that_is_not_text(given: Any) -> None:
+    with pytest.raises(Rejected, match="'input'"):
+        read({"instruction": "i", "input": given, "output": "o"})
 
 
 @pytest.mark.parametrize(

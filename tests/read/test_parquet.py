@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import Reason, Rejected
+from pipeline.read.containers import parquet
 from pipeline.read.containers.parquet import encode_rows, open_parquet, read_rows
 from pipeline.read.decode import decode
 
@@ -57,6 +58,7 @@ def one(array: pa.Array) -> str:
         ),
         (pa.array([[b"\xff"]], pa.large_list(pa.binary())), '["/w=="]'),
         (pa.array([[1.5, float("nan")]], pa.list_(pa.float64(), 2)), "[1.5,null]"),
+        (pa.array([[b"a", None]], pa.list_view(pa.binary())), '["a",null]'),
     ],
     ids=str,
 )
@@ -109,3 +111,26 @@ def test_a_damaged_row_group_costs_only_its_own_rows(tmp_path: Path) -> None:
     found = list(read_rows(open_parquet(io.BytesIO(bytes(data))), LIMIT))
     assert [r.number for r in found] == list(range(900))
     assert {r.number for r in found if r.reason is Reason.CORRUPT_FILE} == set(range(300, 600))
+
+
+def test_columns_that_have_no_json_cost_their_row_group_only(tmp_path: Path) -> None:
+    """Two of one name, of which a JSON object would keep the last; views of lists that Arrow does not cast."""
+    for number, table in enumerate(
+        [
+            pa.table([["q"], ["lost"], ["a"]], names=["question", "answer", "answer"]),
+            pa.table({"question": ["q"], "when": pa.array([[0]], pa.list_view(pa.timestamp("us")))}),
+        ]
+    ):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(table, path)
+        (found,) = read_rows(open_parquet(path.open("rb")), LIMIT)
+        assert found.reason is Reason.CORRUPT_FILE
+        assert found.message is not None and ("'answer'" in found.message or "list_view" in found.message)
+
+
+def test_a_value_that_json_does_not_know_is_a_broken_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever type Arrow may bring next: the run goes on."""
+    path = tmp_path / "x.parquet"
+    write(path, 2, 1)
+    monkeypatch.setattr(parquet, "_plan", lambda kind, lenient: (kind, lambda value: object()))
+    assert [r.reason for r in read_rows(open_parquet(path.open("rb")), LIMIT)] == [Reason.CORRUPT_FILE] * 2

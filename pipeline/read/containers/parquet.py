@@ -97,7 +97,8 @@ def _read_group(
             row += len(batch)
             if row >= last:
                 return
-    except (pa.ArrowException, OSError, ValueError) as error:
+    # TypeError: a value of a type that has no JSON.
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         message = f"row group {index} cannot be read: {error}"
         digest = hashlib.sha256().digest()
         for number in range(max(row, first), last):
@@ -105,8 +106,11 @@ def _read_group(
 
 
 def encode_rows(batch: pa.RecordBatch) -> list[bytes]:
-    """The canonical JSON of every row."""
+    """The canonical JSON of every row. Raises ValueError if two columns have one name, TypeError if a type has no JSON."""
     names = batch.schema.names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns have the name {twice!r}")
     try:
         columns = [_values(column) for column in batch.columns]
     except UnicodeDecodeError:
@@ -167,6 +171,11 @@ def _plan(kind: pa.DataType, lenient: bool) -> tuple[pa.DataType, Convert | None
         if key is None and item is None:
             return storage, None
         return storage, lambda value: [[_apply(key, k), _apply(item, v)] for k, v in value]
+    if t.is_list_view(kind) or t.is_large_list_view(kind):
+        inner, convert = _plan(kind.value_type, lenient)
+        if inner != kind.value_type:  # Arrow casts no list view, and where it makes a list of one it loses values
+            raise pa.ArrowNotImplementedError(f"a column of type {kind}; write it as a list")
+        return kind, None if convert is None else lambda value: [_apply(convert, item) for item in value]
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
         inner, convert = _plan(kind.value_type, lenient)
         field = kind.value_field.with_type(inner)

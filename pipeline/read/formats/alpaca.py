@@ -37,7 +37,7 @@ def read(record: Any, field: str | None = None) -> Conversation:
     user, output = names
     builder = Builder()
     builder.add("system", field_text(record, "instruction"), 0)
-    if record.get(user):
+    if record.get(user) not in (None, ""):
         builder.add("user", field_text(record, user), 1)
     builder.answer(field_text(record, output), 2)
     taken = ("instruction", user, output)

@@ -18,11 +18,12 @@ dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=Fal
 class Builder:
     """Parts in the order in which they are added. Methods take the recorded message's number and time."""
 
-    __slots__ = ("_calls", "parts")
+    __slots__ = ("_calls", "_kept", "parts")
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
         self._calls: _Calls | None = None
+        self._kept: dict[str, dict[str, Any]] = {}
 
     def add(self, role: Role, text: str, message: int, seconds: float | None = None) -> None:
         """One text, as it is."""
@@ -84,10 +85,19 @@ class Builder:
             )
         self.parts.append(Part("result", text, message, call, None, seconds))
 
+    def keep(self, message: int, fields: dict[str, Any]) -> None:
+        """Fields of a message that no part takes: they go to the meta."""
+        self._kept.setdefault(str(message), {}).update(fields)
+
     def conversation(self, meta: dict[str, Any]) -> Conversation:
         """The finished conversation. Raises Rejected if nothing was recorded."""
         if not self.parts:
             raise Rejected(Reason.NO_MESSAGES, "no message has any text or call")
+        if self._kept:
+            key = "message_fields"
+            while key in meta:  # what the record itself says there stays
+                key = f"_{key}"
+            meta = {**meta, key: self._kept}
         return Conversation(self.parts, meta)
 
 

@@ -20,6 +20,12 @@ _MEDIA = frozenset({"image", "image_url", "input_image", "audio", "input_audio",
     "input_file",
 }
 
+#: Fields of a message that hold what is no text. A conversation without it would not be the one that was recorded.
+_MEDIA_FIELDS = frozenset(
+    {"attachment", "attachments", "audio", "audio_url", "audios", "image", "image_url", "image_urls", "images"}
+    | {"video", "video_url", "videos"}
+)
+
 
 def find_messages(record: Any, field: str | None) -> Any:
     """What stands in ``field`` (a name or dotted path; None: the usual names); None if there is nothing."""
@@ -97,6 +103,39 @@ def text_of(content: Any, number: int) -> str:
     if isinstance(content, list):
         return "".join([_text_part(part, number) for part in content])
     raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: its content is {_kind(content)}, not text")
+
+
+def keep_rest(builder: Builder, number: int, message: dict[str, Any], known: frozenset[str], before: int) -> None:
+    """Keep what a message says in fields that are not ``known``; ``before`` is how many parts there were before it.
+
+    Raises Rejected where such a field is media, or where the message gave no part: what it says stands there then.
+    """
+    rest = {name: value for name, value in message.items() if name not in known and not _is_empty(value)}
+    if not rest:
+        return
+    media = next((name for name in rest if name in _MEDIA_FIELDS), None)
+    if media is not None:
+        raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: field {media!r}; only text can be read")
+    if len(builder.parts) == before:
+        names = ", ".join(map(repr, rest))
+        raise Rejected(
+            Reason.UNSUPPORTED_CONTENT, f"message {number}: nothing in a known field, but something in {names}"
+        )
+    builder.keep(number, rest)
+
+
+def _is_empty(value: Any) -> bool:
+    """Nothing recorded: tables give every message all fields, down to empty ones inside empty ones."""
+    if isinstance(value, dict):
+        return all(map(_is_empty, value.values()))
+    return value is None or value == "" or (isinstance(value, list) and all(map(_is_empty, value)))
+
+
+def recorded_result(message: dict[str, Any], name: str, number: int) -> str:
+    """The text of the tool result in a message's field ``name``. Raises Rejected if there is no such field."""
+    if name not in message:
+        raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: a tool result without {name}")
+    return result_text(message[name], number)
 
 
 def result_text(content: Any, number: int) -> str:

@@ -16,9 +16,11 @@ from pipeline.read.conversation import Conversation
 from pipeline.read.formats import openai
 from pipeline.read.formats.build import Builder
 from pipeline.read.formats.fields import (
+    TIME_FIELDS,
     find_messages,
+    keep_rest,
     message_list,
-    result_text,
+    recorded_result,
     seconds_of,
     take_messages,
     text_of,
@@ -26,11 +28,18 @@ from pipeline.read.formats.fields import (
 
 START, MESSAGE = "<|start|>", "<|message|>"
 _END = re.compile(r"<\|(?:end|call|return)\|>")
-_HEADER = re.compile(r"(?P<role>[^\s<]+)(?P<rest>[^\0]*)")
+_HEADER_TEXT = re.compile(r"(?P<role>[^\s<]+)(?P<rest>[^\0]*)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=(\S+?)(?=\s|<|$)")
 _NOBODY = (None, "", "all", "user", "assistant")
 _PLAIN_ROLES = frozenset({"system", "developer", "user", "assistant"})
+
+#: The fields that are read, by what the message is.
+_HEADER = frozenset({"channel", "recipient"})
+_KNOWN = frozenset({"role", "content", *TIME_FIELDS}) | _HEADER
+_KNOWN_OF_RESULTS = _KNOWN | {"name", "tool_call_id"}
+_KNOWN_OF_CALLS = _KNOWN | {"id"}
+_KNOWN_OF_THOUGHTS = _KNOWN | {"tool_calls", "function_call"}
 
 
 def matches(record: Any, field: str | None = None) -> bool:
@@ -70,27 +79,36 @@ def read(record: Any, field: str | None = None) -> Conversation:
 
 def _add_message(builder: Builder, number: int, message: dict[str, Any]) -> None:
     role, channel, recipient = message.get("role"), message.get("channel"), message.get("recipient")
+    content = message.get("content")
     seconds = seconds_of(message)
+    before = len(builder.parts)
     if role == "tool" or (isinstance(role, str) and role not in _PLAIN_ROLES and _is_tool(role, message)):
         name = message.get("name") if role == "tool" else role
         name = name.removeprefix("functions.") if isinstance(name, str) else None
-        builder.result(result_text(message.get("content"), number), number, seconds, message.get("tool_call_id"), name)
+        text = recorded_result(message, "content", number)
+        builder.result(text, number, seconds, message.get("tool_call_id"), name)
+        known = _KNOWN_OF_RESULTS
     elif role == "assistant" and recipient not in _NOBODY:
         name = recipient.removeprefix("functions.") if isinstance(recipient, str) else None
-        content = message.get("content")
         arguments = text_of(content, number) if isinstance(content, list) else content
         builder.call(name, arguments, number, seconds, message.get("id"))
+        known = _KNOWN_OF_CALLS
     elif role == "assistant" and channel == "analysis":
-        text = text_of(message.get("content"), number)
+        text = "" if content is None and openai.has_calls(message) else text_of(content, number)
         if text:
             builder.add("think", text, number, seconds)
+        openai.add_calls(builder, number, message, seconds)
+        known = _KNOWN_OF_THOUGHTS
     elif role == "assistant" and channel not in (None, "", "commentary", "final"):
         raise Rejected(
             Reason.UNKNOWN_ROLE,
             f"message {number}: channel {channel!r} is not known; known: analysis, commentary, final",
         )
     else:
-        openai.add_message(builder, number, message)
+        openai.add_message(builder, number, message, _HEADER)
+        return
+    if not message.keys() <= known:
+        keep_rest(builder, number, message, known, before)
 
 
 def _is_tool(role: str, message: dict[str, Any]) -> bool:
@@ -109,7 +127,7 @@ def parse(text: str) -> list[dict[str, Any]]:
             return messages
         number = len(messages)
         body = text.find(MESSAGE, begin)
-        header = _HEADER.fullmatch(text, begin + len(START), body) if body >= 0 else None
+        header = _HEADER_TEXT.fullmatch(text, begin + len(START), body) if body >= 0 else None
         if header is None:
             raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: no header, at character {begin:,}")
         body += len(MESSAGE)

@@ -1,7 +1,8 @@
 """OpenAI chat messages: ``role``, ``content``, ``tool_calls``, ``tool_call_id``, and what grew around them.
 
 Also read: ``reasoning_content`` (or ``reasoning``, ``thinking``), ``refusal``, the older ``function_call``
-and role ``function``, times per message, and a record that is itself the list of messages.
+and role ``function``, times per message, and a record that is itself the list of messages. Other fields of a
+message are kept in the meta.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pipeline.errors import Reason, Rejected
 from pipeline.read.conversation import Conversation
 from pipeline.read.formats.build import Builder
 from pipeline.read.formats.fields import (
+    TIME_FIELDS,
     first_message,
+    keep_rest,
     message_list,
-    result_text,
+    recorded_result,
     seconds_of,
     take_messages,
     text_of,
@@ -23,6 +26,20 @@ from pipeline.read.formats.fields import (
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 KNOWN_ROLES = "system, developer, user, assistant, tool, function"
+
+_KNOWN = frozenset({"role", "content", *TIME_FIELDS})
+_CALLS = frozenset({"tool_calls", "function_call"})
+_KNOWN_OF_RESULTS = _KNOWN | {"tool_call_id", "name"}
+
+#: The fields that are read, by the message's role.
+KNOWN_FIELDS: dict[str, frozenset[str]] = {
+    "system": _KNOWN,
+    "developer": _KNOWN,
+    "user": _KNOWN,
+    "assistant": _KNOWN | _CALLS | {"refusal", *REASONING_FIELDS},
+    "tool": _KNOWN_OF_RESULTS,
+    "function": _KNOWN_OF_RESULTS,
+}
 
 
 def matches(record: Any, field: str | None = None) -> bool:
@@ -44,9 +61,12 @@ def read(record: Any, field: str | None = None) -> Conversation:
     return builder.conversation(meta)
 
 
-def add_message(builder: Builder, number: int, message: dict[str, Any]) -> None:
-    """Add the parts of one message: think, answer, calls."""
+def add_message(
+    builder: Builder, number: int, message: dict[str, Any], also_known: frozenset[str] = frozenset()
+) -> None:
+    """Add the parts of one message: think, answer, calls. Fields in ``also_known`` are the caller's."""
     role = message.get("role")
+    before = len(builder.parts)
     content = message.get("content")
     seconds = seconds_of(message) if len(message) > 2 else None
     if role == "user":
@@ -59,30 +79,45 @@ def add_message(builder: Builder, number: int, message: dict[str, Any]) -> None:
     elif role == "system" or role == "developer":
         builder.add("system", text_of(content, number), number, seconds)
     elif role == "tool" or role == "function":
-        if "content" not in message:
-            raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: a tool result without content")
-        text = result_text(content, number)
+        text = recorded_result(message, "content", number)
         builder.result(text, number, seconds, message.get("tool_call_id"), message.get("name"))
     elif role is None:
         raise Rejected(Reason.UNKNOWN_ROLE, f"message {number} has no role")
     else:
         raise Rejected(Reason.UNKNOWN_ROLE, f"message {number}: role {role!r} is not known; known: {KNOWN_ROLES}")
+    known = KNOWN_FIELDS[role]
+    if not message.keys() <= known:
+        keep_rest(builder, number, message, known | also_known, before)
 
 
 def _add_assistant(builder: Builder, number: int, message: dict[str, Any], content: Any, seconds: float | None) -> None:
+    thought = None
     for name in REASONING_FIELDS:
         reasoning = message.get(name)
-        if reasoning:
+        if reasoning and thought is None:
+            thought = reasoning
             builder.add("think", text_of(reasoning, number), number, seconds)
-            break
-    calls, function, refusal = message.get("tool_calls"), message.get("function_call"), message.get("refusal")
+        elif reasoning and reasoning != thought:  # often the same twice, under an old and a new name
+            builder.keep(number, {name: reasoning})
+    refusal = message.get("refusal")
     if content is not None:
         text = text_of(content, number)
         # An empty text is something said only where nothing else was.
-        if text or not (calls or function or refusal):
+        if text or not (refusal or has_calls(message)):
             builder.answer(text, number, seconds)
     if refusal:
         builder.add("answer", text_of(refusal, number), number, seconds)
+    add_calls(builder, number, message, seconds)
+
+
+def has_calls(message: dict[str, Any]) -> bool:
+    """The message has tool calls, in the field of today or the older one."""
+    return bool(message.get("tool_calls") or message.get("function_call"))
+
+
+def add_calls(builder: Builder, number: int, message: dict[str, Any], seconds: float | None) -> None:
+    """Add the tool calls of a message, if it has any. Raises Rejected."""
+    calls, function = message.get("tool_calls"), message.get("function_call")
     if calls:
         if not isinstance(calls, list):
             raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: tool_calls is not a list")

@@ -9,10 +9,12 @@ from pipeline.read.conversation import Conversation
 from pipeline.read.decode import decode
 from pipeline.read.formats.build import Builder
 from pipeline.read.formats.fields import (
+    TIME_FIELDS,
     add_system,
     first_message,
+    keep_rest,
     message_list,
-    result_text,
+    recorded_result,
     seconds_of,
     take_messages,
     text_of,
@@ -22,6 +24,8 @@ from pipeline.read.formats.fields import (
 _USER = ("human", "user")
 _ANSWER = ("gpt", "assistant", "chatgpt", "bing", "bard")
 _RESULT = ("observation", "tool")
+_KNOWN = frozenset({"from", "value", *TIME_FIELDS})
+_KNOWN_OF_RESULTS = _KNOWN | {"tool_call_id", "name"}
 KNOWN_ROLES = "human, user, gpt, assistant, chatgpt, bing, bard, system, function_call, observation, tool"
 
 
@@ -42,6 +46,8 @@ def read(record: Any, field: str | None = None) -> Conversation:
         role = message.get("from")
         value = message.get("value")
         seconds = seconds_of(message) if len(message) > 2 else None
+        before = len(builder.parts)
+        known = _KNOWN
         if role in _USER:
             builder.add("user", text_of(value, number), number, seconds)
         elif role in _ANSWER:
@@ -51,11 +57,13 @@ def read(record: Any, field: str | None = None) -> Conversation:
         elif role == "function_call":
             _add_calls(builder, value, number, seconds)
         elif role in _RESULT:
-            builder.result(
-                result_text(value, number), number, seconds, message.get("tool_call_id"), message.get("name")
-            )
+            known = _KNOWN_OF_RESULTS
+            text = recorded_result(message, "value", number)
+            builder.result(text, number, seconds, message.get("tool_call_id"), message.get("name"))
         else:
             raise Rejected(Reason.UNKNOWN_ROLE, f"message {number}: role {role!r} is not known; known: {KNOWN_ROLES}")
+        if not message.keys() <= known:
+            keep_rest(builder, number, message, known, before)
     return builder.conversation(meta)
 
 
