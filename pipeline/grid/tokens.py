@@ -190,8 +190,12 @@ def _read(given: str) -> tuple[str, bytes]:
 
 
 def _content_json(document: dict[str, Any]) -> str:
-    """The given tokenizer with every non-blank added token marked special and Unicode normalisers removed."""
+    """The given tokenizer with every non-blank added token marked special, without Unicode normalisers and dropout."""
     document = dict(document)
+    model = document.get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        # It is meant for training, and merges at random: the same text would give other tokens every time.
+        document["model"] = model | {"dropout": None}
     document["added_tokens"] = [
         token | {"special": True} if token["content"].strip() else token for token in document.get("added_tokens", [])
     ]

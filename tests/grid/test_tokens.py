@@ -111,6 +111,15 @@ def test_unicode_normalisers_are_removed(form: str, in_sequence: bool, tmp_path:
     assert tokenizer.decode(tokenizer.encode([text])[0]) == text
 
 
+def test_dropout_is_removed(tmp_path: Path) -> None:
+    """It merges at random, and a dataset has the same bytes whenever it is made."""
+    model = json.loads(builtin().json)["model"]
+    tokenizer = load_tokenizer(str(derived(tmp_path, model={**model, "dropout": 0.5})))
+    text = "The same text gives the same tokens, always. " * 20
+    assert tokenizer.encode([text])[0].tolist() == builtin().encode([text])[0].tolist()
+    assert tokenizer.sha256 == builtin().sha256
+
+
 def test_added_tokens_that_are_not_special_are_text_and_white_space_stays_a_token(tmp_path: Path) -> None:
     size = builtin().vocab_size
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}

@@ -226,7 +226,13 @@ def test_other_fields_of_messages_are_kept(record: dict[str, Any], kept: dict[st
 
 
 def test_fields_that_are_empty_or_read_are_not_kept() -> None:
-    rest = {"audio": {"id": None, "data": [""]}, "images": [], "name": "", "function_call": None, "timestamp": 1}
+    rest: dict[str, Any] = {
+        "audio": {"id": None, "data": [""]},
+        "images": [],
+        "name": "",
+        "function_call": None,
+        "timestamp": 1,
+    }
     message = assistant(content="a", reasoning="r", reasoning_content="r", tool_calls=[call("f", "", "1")], **rest)
     record = openai({**USER, "images": None}, message, result("r", tool_call_id="1", name="f"))
     assert read(record).meta == {}
