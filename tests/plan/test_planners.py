@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from samples import conversations, layout, texts
 from pipeline.grid.schedule import schedule
 from pipeline.layout import Layout
 from pipeline.layout_file import load_layout
-from pipeline.plan.edges import streams_for
+from pipeline.plan.edges import Edges, streams_for
 from pipeline.plan.plan import Segment, check_plan
 from pipeline.plan.planners import build_planner
 from pipeline.plan.segments import sentences
@@ -77,6 +78,57 @@ def test_sequential_says_one_part_after_another(layout_name: str, parts: list[Pa
     written = layout.written()
     for before, after, (_, end), (start, _) in zip(segments, segments[1:], placed, placed[1:], strict=False):
         assert start == end + (written[after.stream] and before.stream != after.stream)
+
+
+def newest_by_definition(edges: Edges, heard: int, stream: str) -> list[int]:
+    """The last segment of every other stream among the input parts from number ``heard`` on, all of them looked at."""
+    newest = dict(edges._heard[heard:])
+    newest.pop(stream, None)
+    return list(newest.values())
+
+
+@pytest.mark.parametrize("few", [0, 1, 16])
+@pytest.mark.parametrize(("planner", "options"), PLANNERS[1:])
+@given(
+    pieces=st.lists(conversations(text=st.sampled_from(["", "One.", "One. Two? Three."])), min_size=1, max_size=6),
+    times=st.integers(1, 4),
+    layout_name=st.sampled_from(sorted(LAYOUTS)),
+)
+@settings(max_examples=12)
+def test_a_long_conversation_has_the_edges_of_the_definition(
+    planner: str, options: dict[str, Any], few: int, pieces: list[list[Part]], times: int, layout_name: str
+) -> None:
+    parts: list[Part] = []
+    for piece in pieces * times:
+        first = len(parts)
+        parts += [
+            msgspec.structs.replace(part, reply_to=part.reply_to + first) if part.reply_to >= 0 else part
+            for part in piece
+        ]
+    layout = LAYOUTS[layout_name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.plan.edges._FEW", few)
+        found = plan(parts, planner, layout, **options)
+        patch.setattr(Edges, "_newest_inputs", newest_by_definition)
+        assert found == plan(parts, planner, layout, **options)
+
+
+@pytest.mark.parametrize(("planner", "options"), [*PLANNERS[:2], ("wait-k", {}), ("wait-k", {"unit": "token"})])
+def test_the_cost_of_a_part_does_not_grow_with_the_conversation(planner: str, options: dict[str, Any]) -> None:
+    """One that has 50 times as many turns; where everything that was heard is looked at, a part costs 10 times as much."""
+    made = build_planner(planner, options, LAYOUTS["agent"])
+
+    def cost(turns: int) -> float:
+        parts = dialogue(*["One. Two.", "Yes. No."] * turns)
+        costs = []
+        for _ in range(3):
+            began = time.process_time()
+            for _ in range(10_000 // turns):
+                made(parts)
+            costs.append(time.process_time() - began)
+        return min(costs)
+
+    assert cost(10_000) < 4 * cost(200)
 
 
 def settled(segments: Sequence[Segment]) -> list[set[int]]:

@@ -18,6 +18,7 @@ from pipeline.layout_file import load_layout
 from pipeline.read.inputs import resolve_inputs
 from pipeline.recipe import load_recipe
 from pipeline.store import commit
+from pipeline.store.validate import validate
 
 RECORDS = [raw(chat("Hello. Are you there?", f"Yes, {i}. I am.", "Good.", "Fine. " * 9)) for i in range(40)]
 
@@ -93,6 +94,7 @@ def test_a_note_of_ours_takes_no_field_of_the_corpus(tmp_path: Path) -> None:
     meta = json.loads(pipeline.open_dataset(str(tmp_path / "out"))[0].meta)
     assert meta["truncated"] == "said by the corpus"
     assert meta["_truncated"]["turns_kept"] == 1
+    assert validate(str(tmp_path / "out")).ok
 
 
 @pytest.mark.parametrize(

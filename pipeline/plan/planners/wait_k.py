@@ -13,6 +13,7 @@ tokens are counted from the last of them: a plan knows no tokenizer, so it canno
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -121,6 +122,12 @@ class _Pace:
                 edges[0] = self._after[role]
         self._followed += count
         for edge in default:
-            if edge[0] not in units and edge[0] not in self._units["system"] and edge not in edges[0]:
+            if not _among(edge[0], units) and not _among(edge[0], self._units["system"]) and edge not in edges[0]:
                 edges[0] += (edge,)
         return edges
+
+
+def _among(segment: int, units: Sequence[int]) -> bool:
+    """Whether a segment is one of the units, which ascend: of a long text there are thousands."""
+    place = bisect_left(units, segment)
+    return place < len(units) and units[place] == segment

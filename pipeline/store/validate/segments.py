@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -101,11 +102,26 @@ def included_segments(view: View, segments: Segments, sound: Flags) -> tuple[Fla
     meta = view.columns.meta
     for r in np.flatnonzero(truncated).tolist():
         grid = int(view.first_grid[r])
-        if '"truncated":{' not in meta[grid]:
+        if not _says_truncated(meta[grid]):
             view.context.findings.add(
                 Code.META, view.file, view.ids[grid], "truncated", "how much was cut off", "nothing"
             )
     return included, truncated
+
+
+def _says_truncated(meta: str) -> bool:
+    """Whether ``meta`` says how much was cut off, where :func:`pipeline.grid.windows.truncation_key` has put it."""
+    try:
+        found = msgspec.json.decode(meta, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return False
+    key = "truncated"
+    while key in found:
+        note = found[key]
+        if isinstance(note, dict) and note.keys() == {"turns_kept", "turns", "rows"}:
+            return True
+        key = f"_{key}"  # the corpus has said something there
+    return False
 
 
 def check_cut(view: View, segments: Segments, included: Flags, sound: Flags) -> None:
