@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import ray
@@ -81,21 +82,26 @@ class RayPool:
     def run(self, setup: Setup, tasks: Iterable[Task]) -> Iterator[Done]:
         """Convert and commit every task."""
         attempts = (_Attempt(ray.put(task), _name(task), 1) for task in tasks)  # as they are asked for
-        again = [attempt for attempt in [next(attempts, None)] if attempt is not None]
-        if not again:
+        first = next(attempts, None)
+        if first is None:
             return
+        attempts = chain([first], attempts)
         if setup.teacher is None:
-            yield from self._run_all(setup, again, attempts)
+            yield from self._run_all(setup, attempts)
             return
         with marked(setup.teacher.answers, "--answers") as mark:
             marked_setup = setup._replace(teacher=setup.teacher._replace(mark=mark))
-            yield from self._run_all(marked_setup, again, attempts)
+            yield from self._run_all(marked_setup, attempts)
 
-    def _run_all(self, setup: Setup, again: list[_Attempt], attempts: Iterator[_Attempt]) -> Iterator[Done]:
+    def _run_all(self, setup: Setup, attempts: Iterator[_Attempt]) -> Iterator[Done]:
         shared = ray.put(setup)
-        slots = [_Slot(shared, self.gpus, setup.teacher is not None) for _ in range(self.workers)]
+        first: list[_Attempt] = []
+        slots: list[_Slot] = []
         try:
-            yield from self._run(slots, again, attempts, LOOK_EVERY if setup.teacher is not None else _PATIENCE)
+            for attempt in islice(attempts, self.workers):  # no more workers than there are tasks
+                first.append(attempt)
+                slots.append(_Slot(shared, self.gpus, setup.teacher is not None))
+            yield from self._run(slots, first[::-1], attempts, LOOK_EVERY if setup.teacher is not None else _PATIENCE)
         finally:
             if setup.teacher is not None:  # an engine has processes of its own, which are to end too
                 closing = [slot.actor.close.remote() for slot in slots]
@@ -106,6 +112,7 @@ class RayPool:
     def _run(
         self, slots: list[_Slot], again: list[_Attempt], attempts: Iterator[_Attempt], look_every: float
     ) -> Iterator[Done]:
+        """``again``: the tasks to be given first, the last of them before the others."""
         starting = 0  # workers in a row that died before they could be given anything
         looked = checked = time.monotonic()
         while True:

@@ -11,6 +11,8 @@ from pipeline.errors import UserError
 
 #: Below this many bytes of input, starting Ray takes longer than it saves.
 _WORTH_RAY = 24 << 20
+#: So many workers share a CPU at most: each takes its time to start and its memory, and speeds up nothing.
+_WORKERS_PER_CPU = 4
 #: Ray itself would try for two minutes to reach a cluster that is not there.
 _ANSWERS_WITHIN = 5.0
 
@@ -19,8 +21,21 @@ def choose(given: str, workers: int | None, size: int, engine: EngineSpec | None
     """``off``, ``local`` or the address of a cluster that answers. ``size``: bytes of input; ``engine``: what workers ask.
 
     ``given`` is the option: ``auto`` is a cluster that is running, else Ray here where it pays, else this process.
-    Raises :class:`UserError` where the cluster that was asked for does not answer.
+    Raises :class:`UserError` where the cluster that was asked for does not answer, or this machine has far fewer CPUs
+    than ``workers`` need.
     """
+    where = _where(given, workers, size, engine)
+    most = _WORKERS_PER_CPU * (os.cpu_count() or 1)
+    # Workers that ask a server wait most of the time.
+    if where == "local" and engine is None and workers is not None and workers > most:
+        raise UserError(
+            f"--workers {workers}: each worker keeps a CPU busy, and this machine has {os.cpu_count() or 1}; the most "
+            f"that Ray is started with here is {most}. Leave --workers out for one per CPU, or use a cluster"
+        )
+    return where
+
+
+def _where(given: str, workers: int | None, size: int, engine: EngineSpec | None) -> str:
     if given in ("off", "local"):
         return given
     if given != "auto":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -24,13 +25,19 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+#: Seconds that a command has to stop in order.
+_GRACE = 5.0
+
 
 def main(command: click.Command | None = None) -> NoReturn:
     """Run the command line: 0 done, 1 something is wrong with the data, 2 with the command, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a scheduler says Ctrl-C
+    stop = _Stop()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in `nohup … &`
+        signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)  # how a scheduler says Ctrl-C
     try:
         (command or cli)(standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("Stopped. What was finished is kept: the same command goes on from there.", err=True)
         sys.exit(130)
     except click.ClickException as error:
@@ -39,13 +46,23 @@ def main(command: click.Command | None = None) -> NoReturn:
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of our output has gone, as in `pipeline show | head`
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:
         click.echo(f"Error: {error.filename or 'output'}: {error.strerror or error}", err=True)
         sys.exit(2)
     sys.exit(0)
+
+
+class _Stop:
+    """Ends the command in order. Who presses Ctrl-C again at once has no patience with that, but it takes no longer."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def __call__(self, *_: object) -> None:
+        now = time.monotonic()
+        if self._first is None or now > self._first + _GRACE:
+            self._first = now
+            raise KeyboardInterrupt
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -356,6 +373,7 @@ def _recipe_for(context: click.Context, plans: str | None, **options: Any) -> Re
 
     given = context.get_parameter_source("recipe") is click.core.ParameterSource.COMMANDLINE
     recipe = _recipe(**options) if plans is None or given else _recipe_of(plans, **options)
+    _check_long(recipe, options["long"], options["settings"])
     if plans is not None:
         for setting in options["settings"]:
             if is_planner_setting(setting, recipe.planner):
@@ -364,6 +382,14 @@ def _recipe_for(context: click.Context, plans: str | None, **options: Any) -> Re
                     f"leave it out, or convert without --plans"
                 )
     return recipe
+
+
+def _check_long(recipe: Recipe, long: str | None, settings: Sequence[str]) -> None:
+    """Whoever says what becomes of long conversations has to say which are long."""
+    asked = [f"--long {long}"] * (long is not None)
+    asked += [f"--set {setting}" for setting in settings if setting.startswith("rows.long=")]
+    if asked and recipe.rows.max is None and recipe.rows.long != "quarantine":
+        raise click.UsageError(f"{asked[0]}: does nothing without a limit to the rows of a grid; add --max-rows N")
 
 
 def _recipe_of(dataset: str, settings: Sequence[str], **options: Any) -> Recipe:
@@ -447,9 +473,14 @@ def _page(lines: Callable[[int], Iterator[Text]], no_pager: bool) -> None:
     if console.is_terminal and not no_pager:
         os.environ.setdefault("LESS", "-FRX")  # colours as colours; no pager for what fits on the screen
         click.echo_via_pager(text)  # click knows which pagers take colours
-    else:
+        return
+    try:
         for line in text:
             click.echo(line, nl=False, color=True)
+    except BrokenPipeError:  # the reader has seen enough, as in `pipeline show | head`
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nobody, sys.stdout.fileno())  # for what is still on its way there
+        os.close(nobody)
 
 
 @contextmanager

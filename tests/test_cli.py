@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from running import pipeline, spawned, write_lines
+from running import finish, pipeline, spawned, start, write_lines
 
 from pipeline.cli import cli
 
@@ -79,6 +81,8 @@ WRONG = {
     "a recipe": (["--recipe", "wait"], "wait-k"),
     "a format": (["--format", "xml"], "sharegpt"),
     "what to do with long ones": (["--long", "cut"], "truncate"),
+    "what to do with long ones, of which there are none": (["--long", "window"], "--long window: does nothing without"),
+    "the same as a setting": (["--set", "rows.long=truncate"], "add --max-rows N"),
     "a number of workers": (["--workers", "0"], "--workers"),
     "workers without Ray": (["--workers", "2"], "--workers 2 needs Ray"),
     "a tokenizer": (["--tokenizer", "./nothing.json"], "nothing.json"),
@@ -150,6 +154,38 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
     for code, options in ((1, []), (2, ["--set", "unti=1"]), (2, ["--ray", "nowhere"])):
         ran = spawned("convert", "--input", corpus, "--out", tmp_path / f"out{len(options)}", "--ray", "off", *options)
         assert ran.code == code and "Traceback" not in ran.output, ran.output
+
+
+@pytest.mark.parametrize("command", ["show", "preview"])
+def test_a_reader_that_has_seen_enough(tmp_path: Path, command: str) -> None:
+    """As in `pipeline preview … | head`: nothing is wrong."""
+    corpus = write_lines(tmp_path / "chats.jsonl", 300, words=400)
+    options = ["--input", corpus, "--limit", "300"]
+    if command == "show":
+        assert pipeline("convert", "--input", corpus, "--out", tmp_path / "out", "--ray", "off").code == 0
+        options = [tmp_path / "out"]
+    process = start([command, *options])
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == 0
+
+
+@pytest.mark.ray
+def test_ctrl_c_twice(tmp_path: Path) -> None:
+    """Whoever presses it twice has stopped the command as in order as whoever presses it once."""
+    corpus = write_lines(tmp_path / "chats.jsonl", 4000, words=250)
+    command = ["convert", "--input", corpus, "--out", tmp_path / "out", "--ray", "local", "--workers", "1"]
+    process = start([*command, "--set", "shard.records=20"])
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob("out/_work/commits/*")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    for _ in range(4):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    ran = finish(process)
+    assert ran.code == 130 and "Traceback" not in ran.output, ran.output
+    assert ran.output.count("Stopped. What was finished is kept") == 1
 
 
 def test_the_whole_way(tmp_path: Path) -> None:

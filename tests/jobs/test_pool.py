@@ -13,7 +13,7 @@ import pytest
 import ray
 from running import Made, free_port, pipeline, small_disk, spawned, write_lines
 
-from jobs.pool import ATTEMPTS, RayPool
+from jobs.pool import ATTEMPTS, RayPool, _Slot
 from jobs.shard import Done, Setup, Task
 from pipeline.errors import UserError
 from pipeline.grid.ids import token_ids
@@ -144,6 +144,22 @@ def test_a_busy_cluster_is_waited_for(
 
 def test_nothing_to_do_starts_no_worker(pool: RayPool, tmp_path: Path) -> None:
     assert list(pool.run(_setup(Place(str(tmp_path / "out"))), [])) == []
+
+
+def test_no_more_workers_are_started_than_there_are_tasks(
+    pool: RayPool, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[None] = []
+    begin = _Slot._begin
+
+    def count(slot: _Slot) -> None:
+        started.append(None)
+        begin(slot)
+
+    monkeypatch.setattr(_Slot, "_begin", count)
+    (done,) = pool.run(_setup(Place(str(tmp_path / "out"))), tasks[:1])
+    assert done.number == tasks[0].number
+    assert pool.workers > len(started) == 1
 
 
 def test_a_worker_that_cannot_write_is_one_clear_message(small: Made, cluster: str, tmp_path: Path) -> None:

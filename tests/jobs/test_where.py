@@ -38,6 +38,15 @@ def test_ray_is_started_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("auto", None, _MUCH) == "off"
 
 
+@pytest.mark.parametrize("given", ["local", "auto"])
+def test_so_many_workers_as_help_nobody_are_refused(given: str, listening: str) -> None:
+    """Each of them takes seconds to start. A cluster knows itself how many it has room for."""
+    assert choose(given, 32, _LITTLE) == "local"
+    with pytest.raises(UserError, match="--workers 33: each worker keeps a CPU busy, and this machine has 8"):
+        choose(given, 33, _LITTLE)
+    assert choose(listening, 33, _LITTLE) == listening
+
+
 def test_what_is_asked_for_is_done(listening: str) -> None:
     for size in (_LITTLE, _MUCH):
         assert choose("off", None, size) == "off"
