@@ -2,6 +2,9 @@
 
 The same amount of text is cut into conversations of every length, so that each measurement converts about as many
 tokens. Bare tokenising of the same texts stands beside it: what grows there, grows here.
+
+Beside it the same for conversations of 20 to 20,000 short messages: what a planner and the schedule keep of the turns so
+far must not be looked through for each of them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,20 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from common import median, parser, progress, records, report, texts_of
 
 LENGTHS = (100, 1_000, 10_000, 100_000)
+MESSAGES = (20, 2_000, 20_000)
+#: Words of one message of many.
+WORDS = 10
+
+
+def dialogues(texts: list[str], messages: int, total_messages: int) -> list[bytes]:
+    """Records of so many short messages, user and assistant in turn; ``total_messages`` in all, or one record's."""
+    pool = " ".join(texts).split(" ")
+    while len(pool) < messages * WORDS:
+        pool += pool
+    contents = [" ".join(pool[i : i + WORDS]) for i in range(0, messages * WORDS, WORDS)]
+    roles = ("user", "assistant")
+    record = {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]}
+    return [json.dumps(record).encode()] * max(total_messages // messages, 1)
 
 
 def conversations(texts: list[str], words: int, total_words: int) -> list[bytes]:
@@ -48,33 +65,52 @@ def main() -> None:
     texts = texts_of(records(given.corpus, 5_000))
     tokens_per_word = len(tokenizer.encode(texts[:1000])[0]) / len(" ".join(texts[:1000]).split(" "))
 
-    work: dict[int, tuple[list[Record], list[str]]] = {}
+    total = round(given.tokens / tokens_per_word)
+    work: dict[str, tuple[str, list[Record], list[str]]] = {}
     for length in LENGTHS:
-        lines = conversations(texts, round(length / tokens_per_word), round(given.tokens / tokens_per_word))
-        work[length] = ([Record(i, line, 0, len(line)) for i, line in enumerate(lines)], texts_of(lines))
-    cost: dict[int, list[float]] = {length: [] for length in LENGTHS}
-    bare: dict[int, list[float]] = {length: [] for length in LENGTHS}
+        lines = conversations(texts, round(length / tokens_per_word), total)
+        work[f"{length} tokens"] = ("prompt-completion", as_records(lines), texts_of(lines))
+    for messages in MESSAGES:
+        lines = dialogues(texts, messages, max(total // WORDS, MESSAGES[-1]))
+        work[f"{messages} messages"] = ("openai", as_records(lines), texts_of(lines))
+    cost: dict[str, list[float]] = {name: [] for name in work}
+    bare: dict[str, list[float]] = {name: [] for name in work}
     for number in range(given.rounds + 1):
-        for length, (lines, own) in work.items():
+        for name, (form, lines_, own) in work.items():
             started = time.perf_counter()
-            tokens = converter.convert("x", "prompt-completion", lines).counts.tokens
+            counts = converter.convert("x", form, lines_).counts
             middle = time.perf_counter()
+            assert counts.converted == len(lines_), counts
             for i in range(0, len(own), CALL_TEXTS):
                 tokenizer._tokenizer.encode_batch_fast(own[i : i + CALL_TEXTS], add_special_tokens=False)
             if number:  # the first round warms up
-                cost[length].append((middle - started) / tokens * 1e9)
-                bare[length].append((time.perf_counter() - middle) / tokens * 1e9)
+                cost[name].append((middle - started) / counts.tokens * 1e9)
+                bare[name].append((time.perf_counter() - middle) / counts.tokens * 1e9)
         progress(f"round {number} of {given.rounds}")
-    results: dict[str, Any] = {
-        str(length): {
-            "conversations": len(work[length][0]),
-            "ns_per_token": round(median(cost[length])),
-            "tokenising_ns_per_token": round(median(bare[length])),
+
+    def result(name: str) -> dict[str, int]:
+        return {
+            "conversations": len(work[name][1]),
+            "ns_per_token": round(median(cost[name])),
+            "tokenising_ns_per_token": round(median(bare[name])),
         }
-        for length in LENGTHS
-    }
-    figures = [results[str(length)]["ns_per_token"] for length in LENGTHS]
-    report("length", {"lengths": results, "longest_over_shortest": round(figures[-1] / figures[0], 3)}, given.json)
+
+    def growth(results: dict[str, dict[str, int]]) -> float:
+        figures = [each["ns_per_token"] for each in results.values()]
+        return round(figures[-1] / figures[0], 3)
+
+    lengths = {str(length): result(f"{length} tokens") for length in LENGTHS}
+    messages_ = {str(messages): result(f"{messages} messages") for messages in MESSAGES}
+    report(
+        "length",
+        {
+            "lengths": lengths,
+            "longest_over_shortest": growth(lengths),
+            "messages": messages_,
+            "most_over_fewest_messages": growth(messages_),
+        },
+        given.json,
+    )
 
 
 if __name__ == "__main__":
