@@ -129,12 +129,15 @@ def is_full(count: int, size: int, options: ReadOptions) -> bool:
 
 
 def _parquet_slices(file: InputFile, options: ReadOptions) -> tuple[Slice, ...]:
-    """Cuts by row, from the metadata: bytes are taken to be even within a row group. () if unreadable."""
-    from pipeline.read.containers.parquet import open_parquet, row_groups
+    """Cuts by row, from the metadata and the columns that are larger than they look. () if unreadable.
+
+    Bytes are taken to be even within a row group.
+    """
+    from pipeline.read.containers.parquet import decoded_groups, open_parquet
 
     with opened(file.location) as stream:
         try:
-            groups = row_groups(open_parquet(stream))
+            groups = decoded_groups(open_parquet(stream))
         except CorruptStream:
             return ()
     slices = []

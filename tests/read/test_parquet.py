@@ -13,8 +13,13 @@ import pytest
 
 from pipeline.errors import Reason, Rejected
 from pipeline.read.containers import parquet
+from pipeline.read.containers.dense import decoded_bytes, pieces
 from pipeline.read.containers.parquet import encode_rows, open_parquet, read_rows
+from pipeline.read.cut import cuts, records
 from pipeline.read.decode import decode
+from pipeline.read.inputs import resolve_inputs
+from pipeline.read.options import ReadOptions
+from pipeline.read.scan import scan
 
 LIMIT = 1 << 20
 
@@ -134,3 +139,81 @@ def test_a_value_that_json_does_not_know_is_a_broken_row(tmp_path: Path, monkeyp
     write(path, 2, 1)
     monkeypatch.setattr(parquet, "_plan", lambda kind, lenient: (kind, lambda value: object()))
     assert [r.reason for r in read_rows(open_parquet(path.open("rb")), LIMIT)] == [Reason.CORRUPT_FILE] * 2
+
+
+def shared(kind: str, rows: int, text: str) -> pa.Table:
+    """A table whose rows share one text, which a file has once: as a column, inside messages, as a dictionary."""
+    answers = [str(row) for row in range(rows)]
+    if kind == "column":
+        return pa.table({"question": [text] * rows, "answer": answers})
+    if kind == "dictionary":
+        indices = pa.array([0] * rows, pa.int32())
+        return pa.table({"question": pa.DictionaryArray.from_arrays(indices, [text]), "answer": answers})
+    user = {"role": "user", "content": text}
+    return pa.table({"messages": [[user, {"role": "assistant", "content": answer}] for answer in answers]})
+
+
+@pytest.mark.parametrize("kind", ["column", "messages", "dictionary"])
+@pytest.mark.parametrize("group", [70, 1000])
+def test_a_text_that_rows_share_counts_in_each(kind: str, group: int, tmp_path: Path) -> None:
+    """Shards close by what is read, not by what the file has; and each is read in pieces that fit into memory."""
+    table = shared(kind, 200, "a text " * 20_000)
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, row_group_size=group)
+    rows = [msgspec.json.encode(row) for row in table.to_pylist()]
+    assert path.stat().st_size * 100 < sum(map(len, rows))
+    options = ReadOptions(shard_bytes=4 << 20)
+    (file,) = resolve_inputs([str(path)])
+    shards = list(cuts(file, scan(file, options), options))
+    found = [[record.raw for record in records(shard, options)] for shard in shards]
+    assert [raw for shard in found for raw in shard] == rows
+    sizes = [sum(len(raw or b"") for raw in shard) for shard in found]
+    assert max(sizes) < 5 << 20 and min(sizes[:-1]) > 3 << 20
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array([[1, 2]] * 3, pa.list_view(pa.int64())),
+        pa.array([["a" * 9000]] * 3, pa.large_list_view(pa.string())),
+        pa.array(["a"] * 3, pa.string_view()),
+        pa.array([[("a", "b" * 9000)]] * 3, pa.map_(pa.string(), pa.string())),
+        pa.array([["a" * 9000, None]] * 3, pa.list_(pa.string(), 2)),
+        pa.array(["a" * 9000] * 3, pa.large_string()),
+        pa.array([b"a" * 9000] * 3),
+        pa.array([1, None, 1], pa.decimal128(5)),
+        pa.array([None] * 3),
+        pa.array([b"good", b"bad \xff", b"a" * 9000]).view(pa.string()),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_columns_of_any_type_beside_one_that_rows_share(array: pa.Array, tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"question": ["q" * 100_000] * 3, "y": array, "z": pa.StructArray.from_arrays([array], ["y"])})
+    pq.write_table(table, path)
+    found = [record.raw for record in read_rows(open_parquet(path.open("rb")), LIMIT)]
+    assert found == encode_rows(table.to_batches()[0])
+    (file,) = resolve_inputs([str(path)])
+    assert scan(file, ReadOptions()).records == 3
+
+
+@pytest.mark.parametrize("kind", ["column", "messages", "dictionary"])
+def test_the_pieces_of_a_batch_are_bounded(kind: str) -> None:
+    (batch,) = shared(kind, 100, "x" * 100_000).to_batches()
+    for size in (100, 1 << 20, 1 << 30):
+        found = list(pieces(batch, 40, size))
+        assert pa.Table.from_batches(found).to_pylist() == batch.to_pylist()
+        for piece in found:
+            decoded = sum(map(decoded_bytes, piece.columns))
+            assert len(piece) == 1 or (len(piece) <= 40 and decoded <= size)
+            assert 100_000 * len(piece) <= decoded <= 100_100 * len(piece)
+    assert list(pieces(batch.slice(0, 0), 40, 100)) == []
+
+
+def test_texts_together_larger_than_an_arrow_column_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(shared("dictionary", 3000, "x" * 8_000_000), path)
+    found = list(read_rows(open_parquet(path.open("rb")), LIMIT, 2995))
+    assert [(record.number, record.reason) for record in found] == [(n, Reason.TOO_LARGE) for n in range(2995, 3000)]
+    (file,) = resolve_inputs([str(path)])
+    assert len(scan(file, ReadOptions(shard_bytes=64 << 20)).slices) > 300

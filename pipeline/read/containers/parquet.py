@@ -21,11 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import Reason
+from pipeline.read.containers.dense import dense_bytes, dense_columns, pieces
 from pipeline.read.containers.record import CorruptStream, Record, oversized
 
 #: Rows decoded at once, at most; fewer where the file's metadata says that rows are large.
 BATCH_ROWS = 256
 BATCH_BYTES = 8 << 20
+
+#: Rows read at once where texts are still in dictionaries: each batch brings its own, so there should be few.
+DENSE_ROWS = 8192
 
 #: Bytes read from the file at once, per column.
 READ_BUFFER = 1 << 20
@@ -37,7 +41,7 @@ _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
 
 class RowGroup(msgspec.Struct, frozen=True):
-    """Rows and uncompressed bytes of a row group, from the metadata."""
+    """Rows and uncompressed bytes of a row group."""
 
     rows: int
     bytes: int
@@ -48,16 +52,37 @@ def open_parquet(stream: BinaryIO) -> pq.ParquetFile:
     try:
         # The file's own page checksums are the only way to notice a flipped bit in a text column.
         # With a buffer, pages are read one by one; without, whole column chunks of a row group are held.
-        return pq.ParquetFile(stream, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True)
+        def opened(**more: Any) -> pq.ParquetFile:
+            return pq.ParquetFile(
+                stream, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True, **more
+            )
+
+        file = opened()
+        dense = sorted({path for group in range(file.num_row_groups) for path in dense_columns(file, group)})
+        return opened(metadata=file.metadata, read_dictionary=dense) if dense else file
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptStream(f"not a readable Parquet file: {error}") from None
 
 
 def row_groups(file: pq.ParquetFile) -> list[RowGroup]:
-    """The row groups of a file, in order."""
+    """The row groups of a file, in order, their bytes as the metadata has them."""
     metadata = file.metadata
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return [RowGroup(group.num_rows, max(0, group.total_byte_size)) for group in groups]
+
+
+def decoded_groups(file: pq.ParquetFile) -> list[RowGroup]:
+    """The row groups of a file, in order, their bytes once texts that rows share stand in every one of them."""
+    groups = row_groups(file)
+    for number, group in enumerate(groups):
+        dense = dense_columns(file, number)
+        if dense:
+            try:
+                more = dense_bytes(file, number, list(dense)) - sum(dense.values())
+            except (pa.ArrowException, OSError, ValueError):
+                continue  # whoever reads the group reports what is wrong with it
+            groups[number] = RowGroup(group.rows, group.bytes + max(0, more))
+    return groups
 
 
 def read_rows(file: pq.ParquetFile, limit: int, first: int = 0, count: int | None = None) -> Iterator[Record]:
@@ -82,18 +107,24 @@ def read_rows(file: pq.ParquetFile, limit: int, first: int = 0, count: int | Non
 def _read_group(
     file: pq.ParquetFile, index: int, group: RowGroup, begin: int, first: int, last: int, limit: int
 ) -> Iterator[Record]:
-    size = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, group.bytes // max(1, group.rows))))
+    dense = bool(dense_columns(file, index))
+    most = DENSE_ROWS if dense else BATCH_ROWS
+    size = max(1, min(most, BATCH_BYTES // max(1, group.bytes // max(1, group.rows))))
     row = begin
     try:
         for batch in file.iter_batches(size, row_groups=[index], use_threads=False):
             if row + len(batch) > first:
                 skip = max(0, first - row)
                 wanted = batch.slice(skip, min(len(batch), last - row) - skip)
-                for number, raw in enumerate(encode_rows(wanted), row + skip):
-                    if len(raw) <= limit:
-                        yield Record(number, raw, number, len(raw))
-                    else:
-                        yield oversized(number, raw, number, limit)
+                number = row + skip
+                for piece in pieces(wanted, BATCH_ROWS, BATCH_BYTES) if dense else [wanted]:
+                    for raw in encode_rows(piece):
+                        yield (
+                            Record(number, raw, number, len(raw))
+                            if len(raw) <= limit
+                            else oversized(number, raw, number, limit)
+                        )
+                        number += 1
             row += len(batch)
             if row >= last:
                 return
