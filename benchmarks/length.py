@@ -24,15 +24,23 @@ MESSAGES = (20, 2_000, 20_000)
 WORDS = 10
 
 
-def dialogues(texts: list[str], messages: int, total_messages: int) -> list[bytes]:
-    """Records of so many short messages, user and assistant in turn; ``total_messages`` in all, or one record's."""
+def dialogues(texts: list[str], messages: int, total_messages: int) -> tuple[list[bytes], list[str]]:
+    """Records of so many short messages, user and assistant in turn, ``total_messages`` in all; and their texts."""
     pool = " ".join(texts).split(" ")
     while len(pool) < messages * WORDS:
         pool += pool
     contents = [" ".join(pool[i : i + WORDS]) for i in range(0, messages * WORDS, WORDS)]
     roles = ("user", "assistant")
     record = {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]}
-    return [json.dumps(record).encode()] * max(total_messages // messages, 1)
+    count = total_messages // messages
+    return [json.dumps(record).encode()] * count, contents * count
+
+
+def as_records(lines: list[bytes]) -> list[Any]:
+    """Lines as a container gives them."""
+    from pipeline.read.containers import Record
+
+    return [Record(i, line, 0, len(line)) for i, line in enumerate(lines)]
 
 
 def conversations(texts: list[str], words: int, total_words: int) -> list[bytes]:
@@ -52,7 +60,6 @@ def main() -> None:
     from pipeline.convert import ShardConverter
     from pipeline.grid.ids import token_ids
     from pipeline.grid.tokens import CALL_TEXTS, load_tokenizer
-    from pipeline.read.containers import Record
     from pipeline.recipe import load_recipe
 
     options = parser(__doc__)
@@ -66,21 +73,21 @@ def main() -> None:
     tokens_per_word = len(tokenizer.encode(texts[:1000])[0]) / len(" ".join(texts[:1000]).split(" "))
 
     total = round(given.tokens / tokens_per_word)
-    work: dict[str, tuple[str, list[Record], list[str]]] = {}
+    work: dict[str, tuple[str, list[Any], list[str]]] = {}
     for length in LENGTHS:
         lines = conversations(texts, round(length / tokens_per_word), total)
         work[f"{length} tokens"] = ("prompt-completion", as_records(lines), texts_of(lines))
     for messages in MESSAGES:
-        lines = dialogues(texts, messages, max(total // WORDS, MESSAGES[-1]))
-        work[f"{messages} messages"] = ("openai", as_records(lines), texts_of(lines))
+        lines, contents = dialogues(texts, messages, max(total // WORDS, MESSAGES[-1]))
+        work[f"{messages} messages"] = ("openai", as_records(lines), contents)
     cost: dict[str, list[float]] = {name: [] for name in work}
     bare: dict[str, list[float]] = {name: [] for name in work}
     for number in range(given.rounds + 1):
-        for name, (form, lines_, own) in work.items():
+        for name, (form, found, own) in work.items():
             started = time.perf_counter()
-            counts = converter.convert("x", form, lines_).counts
+            counts = converter.convert("x", form, found).counts
             middle = time.perf_counter()
-            assert counts.converted == len(lines_), counts
+            assert counts.converted == len(found), counts
             for i in range(0, len(own), CALL_TEXTS):
                 tokenizer._tokenizer.encode_batch_fast(own[i : i + CALL_TEXTS], add_special_tokens=False)
             if number:  # the first round warms up
@@ -99,15 +106,15 @@ def main() -> None:
         figures = [each["ns_per_token"] for each in results.values()]
         return round(figures[-1] / figures[0], 3)
 
-    lengths = {str(length): result(f"{length} tokens") for length in LENGTHS}
-    messages_ = {str(messages): result(f"{messages} messages") for messages in MESSAGES}
+    by_length = {str(length): result(f"{length} tokens") for length in LENGTHS}
+    by_messages = {str(messages): result(f"{messages} messages") for messages in MESSAGES}
     report(
         "length",
         {
-            "lengths": lengths,
-            "longest_over_shortest": growth(lengths),
-            "messages": messages_,
-            "most_over_fewest_messages": growth(messages_),
+            "lengths": by_length,
+            "longest_over_shortest": growth(by_length),
+            "messages": by_messages,
+            "most_over_fewest_messages": growth(by_messages),
         },
         given.json,
     )
