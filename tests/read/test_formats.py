@@ -193,7 +193,7 @@ def test_times(name: str, value: Any, seconds: float | None) -> None:
     ("record", "field"),
     [
         (openai(USER, assistant(text="a")), "'text'"),
-        (openai(USER, assistant(contents="a", name="x")), "'contents', 'name'"),
+        (openai(USER, assistant(contents="a", name="x", text="b")), "'contents', 'text'"),
         (openai(USER, assistant(content=None, reasoning_details=[{"text": "r"}])), "'reasoning_details'"),
         (openai(USER, assistant(content=None, audio={"id": "1", "transcript": "a"})), "'audio'"),
         (openai(USER, assistant(content="a", images=["a.png"])), "'images'"),
@@ -212,6 +212,7 @@ def test_content_that_no_part_can_hold(record: dict[str, Any], field: str) -> No
     ("record", "kept"),
     [
         (openai({**USER, "name": "Ann"}, assistant(content="a", weight=0)), {"0": {"name": "Ann"}, "1": {"weight": 0}}),
+        (openai(USER, assistant(content=None, id="x", usage={"n": 1})), {"1": {"id": "x", "usage": {"n": 1}}}),
         (openai(USER, assistant(content="a", reasoning="r", thinking="s")), {"1": {"thinking": "s"}}),
         (openai({**USER, "tool_calls": [call("f", "")]}), {"0": {"tool_calls": [call("f", "")]}}),
         (openai(USER, assistant(content="a", reasoning_details=[1])), {"1": {"reasoning_details": [1]}}),

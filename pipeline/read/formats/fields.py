@@ -26,6 +26,12 @@ _MEDIA_FIELDS = frozenset(
     | {"video", "video_url", "videos"}
 )
 
+#: Fields that are about a message, and say nothing themselves.
+_BOOKKEEPING = frozenset(
+    {"id", "message_id", "uuid", "parent_id", "index", "name", "type", "object", "status", "weight", "model", "usage"}
+    | {"finish_reason", "stop_reason", "end_turn", "metadata"}
+)
+
 
 def find_messages(record: Any, field: str | None) -> Any:
     """What stands in ``field`` (a name or dotted path; None: the usual names); None if there is nothing."""
@@ -116,8 +122,9 @@ def keep_rest(builder: Builder, number: int, message: dict[str, Any], known: fro
     media = next((name for name in rest if name in _MEDIA_FIELDS), None)
     if media is not None:
         raise Rejected(Reason.UNSUPPORTED_CONTENT, f"message {number}: field {media!r}; only text can be read")
-    if len(builder.parts) == before:
-        names = ", ".join(map(repr, rest))
+    said = [name for name in rest if name not in _BOOKKEEPING]
+    if said and len(builder.parts) == before:
+        names = ", ".join(map(repr, said))
         raise Rejected(
             Reason.UNSUPPORTED_CONTENT, f"message {number}: nothing in a known field, but something in {names}"
         )
