@@ -81,9 +81,8 @@ class RayPool:
 
     def run(self, setup: Setup, tasks: Iterable[Task]) -> Iterator[Done]:
         """Convert and commit every task."""
-        attempts: Iterator[_Attempt] = (
-            _Attempt(ray.put(task), _name(task), 1) for task in tasks
-        )  # as they are asked for
+        # Made as they are asked for.
+        attempts: Iterator[_Attempt] = (_Attempt(ray.put(task), _name(task), 1) for task in tasks)
         first = next(attempts, None)
         if first is None:
             return
