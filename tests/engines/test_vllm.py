@@ -215,7 +215,7 @@ def test_of_vllms_own_arguments_only_the_token_is_a_secret() -> None:
 
     def is_refused(name: str) -> bool:
         try:
-            checked(EngineSpec(kind="vllm", model="m", args=((name, 1),)))
+            checked(EngineSpec(kind="vllm", model="m", args=((name, "main" if name == "revision" else 1),)))
         except UserError:
             return True
         return False
