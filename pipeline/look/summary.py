@@ -15,6 +15,9 @@ from pipeline.errors import Reason
 from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
 
+#: Reasons that are told with an example; all of it is to fit on a screen.
+_MOST_REASONS = 4
+
 
 class Ran(Protocol):
     """What the summary needs to know of a run."""
@@ -91,7 +94,7 @@ def render(ran: Ran, console: Console, retried: int | None = None) -> None:
         table.add_row(f"{counts.quarantined:,}", f"[yellow]quarantined, see {Place(ran.out)}/quarantine/[/]")
         reasons = sorted(made.quarantine_reasons.items(), key=lambda item: (-item[1], item[0]))
         examples = _examples(ran)
-        for reason, count in reasons:
+        for reason, count in reasons[:_MOST_REASONS]:
             table.add_row("", f"[yellow]{count:,} {reason}[/]")
             if reason == Reason.CORRUPT_FILE:
                 table.add_row(
@@ -99,6 +102,9 @@ def render(ran: Ran, console: Console, retried: int | None = None) -> None:
                 )
             if reason in examples:
                 table.add_row("", Text(f"  e.g. {examples[reason]}", style="dim"))
+        if others := reasons[_MOST_REASONS:]:
+            named = ", ".join(f"{count:,} {reason}" for reason, count in others)
+            table.add_row("", f"[yellow]and {named}[/]")
     for role, count in counts.dropped_parts.items():
         table.add_row(f"{count:,}", f"{role} parts dropped, as layout {made.layout['name']} says")
     if counts.silence_in_content:
