@@ -137,7 +137,7 @@ class Progress:
     def _tell(self, trouble: str) -> None:
         """Say why an engine does not answer, once in a while: all workers say so, each second."""
         kind, now = _DIGITS.sub("", trouble), time.monotonic()
-        if now >= self._told.get(kind, 0.0) + _AGAIN:
+        if now >= self._told.get(kind, -_AGAIN) + _AGAIN:
             self._told[kind] = now
             self.notice(f"the engine does not answer: {trouble}; it is tried again")
 

@@ -76,7 +76,6 @@ class Teacher:
         # What can fail comes first, and what must be let go afterwards: nothing of it is left where this raises.
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
         engine, probe = build_engine(spec), probe_for(recipe)
-        timeout, losses, doubts = patience(spec)
         self._store = AnswerStore(setup.answers)
         self._asker = Asker(
             engine,
@@ -84,13 +83,11 @@ class Teacher:
             recipe.teacher,
             model=setup.model,
             concurrency=spec.concurrency,
-            timeout=timeout,
-            losses=losses,
-            doubts=doubts,
             probe=probe,
             warm_up=spec.kind == "vllm" or len(spec.where) == 1,
             shared=spec.kind == "http",
             rounds=setup.rounds,
+            **patience(spec)._asdict(),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)

@@ -63,7 +63,6 @@ class PreviewTeacher:
             runner = self._runner = held.enter_context(asyncio.Runner())
             model = runner.run(identify(spec))
             engine = build_engine(spec)
-            timeout, losses, doubts = patience(spec)
             store = AnswerStore(folder)
             held.callback(lambda: runner.run(store.close()))
             asker = Asker(
@@ -72,10 +71,8 @@ class PreviewTeacher:
                 recipe.teacher,
                 model=model,
                 concurrency=spec.concurrency,
-                timeout=timeout,
-                losses=losses,
-                doubts=doubts,
                 probe=probe_for(recipe),
+                **patience(spec)._asdict(),
             )
             held.callback(lambda: runner.run(asker.close()))
             self._held = held.pop_all()
