@@ -45,6 +45,8 @@ def source(kernel: Kernel, how: Config, dtype: torch.dtype, dim: int) -> ASTSour
             kind = f"tensordesc<{number}[1,1,{how.block_n},{dim}]>"
         elif name in ("queries", "d_outs"):
             kind = f"tensordesc<{number}[1,1,{how.block_m},{dim}]>"
+        elif name in ("lses", "deltas"):
+            kind = f"tensordesc<fp32[1,1,{how.block_m}]>"
         elif name in ("lse", "delta"):
             kind = "*fp32"
         elif name in ("cells", "lo", "hi", "seen_lo", "seen_hi"):

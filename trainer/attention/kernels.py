@@ -65,6 +65,12 @@ def _tile(descriptor, b, h, n, BLOCK: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
+def _numbers(descriptor, b, h, n, BLOCK: tl.constexpr):
+    """Numbers n to n + BLOCK of head h of sequence b, out of [B, H, N]."""
+    return descriptor.load([b, h, n]).reshape(BLOCK)
+
+
+@triton.jit
 def _attend(q, k, v, acc, m, total, seen, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """One step of the online softmax; m and scale in units of log 2. The scale is positive, so max and it commute."""
     s = tl.dot(q, k.T, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
@@ -111,9 +117,10 @@ def forward(
     full_end, before, masked = _stretches(begin, full_begin, tl.min(behind, 0), end, BLOCK_N)
     for t in range(masked):
         n = tl.where(t < before, begin + t * BLOCK_N, full_end + (t - before) * BLOCK_N)
-        key = n + tl.arange(0, BLOCK_N)
-        until = tl.minimum(behind, tl.where(t < before, full_begin, end))
-        seen = (key[None, :] >= first[:, None]) & (key[None, :] < until[:, None])
+        # Columns are counted from n: compared with constants, they take no registers.
+        key = tl.arange(0, BLOCK_N)
+        until = tl.minimum(behind, tl.where(t < before, full_begin, end)) - n
+        seen = (key[None, :] >= (first - n)[:, None]) & (key[None, :] < until[:, None])
         k_tile = _tile(keys, b, hk, n, BLOCK_N, D)
         v_tile = _tile(values, b, hk, n, BLOCK_N, D)
         acc, m, total = _attend(q_tile, k_tile, v_tile, acc, m, total, seen, scale, True, PRECISION)
@@ -224,8 +231,8 @@ def backward_q(
 
 @triton.jit
 def _key_step(k, v, q, do, lse, delta, dk, dv, seen, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """dk (before the factor scale) and dv of a tile of keys by one tile of queries; lse and scale in units of log 2."""
-    p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale - lse[None, :])  # [BLOCK_N, BLOCK_M]
+    """dk (before the factor scale) and dv of a tile of keys by one tile of queries; scale in units of log 2."""
+    p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale - lse[None, :] * LOG2E)  # [BLOCK_N, BLOCK_M]
     if MASKED:
         p = tl.where(seen, p, 0.0)
     dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
@@ -236,15 +243,15 @@ def _key_step(k, v, q, do, lse, delta, dk, dv, seen, scale, MASKED: tl.constexpr
 
 @triton.jit(do_not_specialize=["N_BEGIN", "N_END"])  # they change with every sequence: compile once for all
 def backward_kv(
-    queries, d_outs, keys, values, lse, delta, d_k, d_v, cells, seen_lo, seen_hi, scale,
+    queries, d_outs, lses, deltas, keys, values, d_k, d_v, cells, seen_lo, seen_hi, scale,
     N_BEGIN, N_END, H, G, S,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add to d_k, d_v [B, Hk, S, D] at cells[n] what other cells give to BLOCK_N keys n of one class and one key head.
 
-    queries, d_outs: descriptors [B, H, S, D], and lse, delta [B, H, S], in the order of the index's queries. Keys
-    N_BEGIN to N_END are the class. One program goes through the query heads of its group in order, so that nobody else
-    adds to its rows.
+    queries, d_outs [B, H, S, D], lses, deltas [B, H, S]: descriptors, in the order of the index's queries. Keys N_BEGIN
+    to N_END are the class. One program goes through the query heads of its group in order, so that nobody else adds to
+    its rows.
     """
     b = tl.program_id(2)
     hk = tl.program_id(1)
@@ -259,19 +266,18 @@ def backward_kv(
     dk = tl.zeros([BLOCK_N, D], tl.float32)
     dv = tl.zeros([BLOCK_N, D], tl.float32)
 
-    begin, end = tl.min(first, 0), tl.max(behind, 0)
-    full_begin = tl.max(first, 0)
+    # Tiles begin at multiples of four queries: bulk copies of lse and delta begin at multiples of 16 bytes.
+    begin, end = tl.min(first, 0) // 4 * 4, tl.max(behind, 0)
+    full_begin = tl.cdiv(tl.max(first, 0), 4) * 4
     full_end, before, masked = _stretches(begin, full_begin, tl.min(behind, 0), end, BLOCK_M)
     for g in range(G):
         h = hk * G + g
-        at = (b * H + h).to(tl.int64) * S
         for m in range(full_begin, full_end, BLOCK_M):
-            query = m + tl.arange(0, BLOCK_M)
             q_tile = _tile(queries, b, h, m, BLOCK_M, D)
             do = _tile(d_outs, b, h, m, BLOCK_M, D)
-            lse2 = tl.load(lse + at + query) * LOG2E
-            d = tl.load(delta + at + query)
-            dk, dv = _key_step(k_tile, v_tile, q_tile, do, lse2, d, dk, dv, None, scale2, False, PRECISION)
+            lse = _numbers(lses, b, h, m, BLOCK_M)
+            delta = _numbers(deltas, b, h, m, BLOCK_M)
+            dk, dv = _key_step(k_tile, v_tile, q_tile, do, lse, delta, dk, dv, None, scale2, False, PRECISION)
         for t in range(masked):
             m = tl.where(t < before, begin + t * BLOCK_M, full_end + (t - before) * BLOCK_M)
             query = m + tl.arange(0, BLOCK_M)
@@ -279,9 +285,9 @@ def backward_kv(
             seen = (query[None, :] >= first[:, None]) & (query[None, :] < until[:, None])
             q_tile = _tile(queries, b, h, m, BLOCK_M, D)
             do = _tile(d_outs, b, h, m, BLOCK_M, D)
-            lse2 = tl.load(lse + at + query, mask=query < S, other=0.0) * LOG2E
-            d = tl.load(delta + at + query, mask=query < S, other=0.0)
-            dk, dv = _key_step(k_tile, v_tile, q_tile, do, lse2, d, dk, dv, seen, scale2, True, PRECISION)
+            lse = _numbers(lses, b, h, m, BLOCK_M)
+            delta = _numbers(deltas, b, h, m, BLOCK_M)
+            dk, dv = _key_step(k_tile, v_tile, q_tile, do, lse, delta, dk, dv, seen, scale2, True, PRECISION)
 
     cell = tl.load(cells + n, mask=valid, other=0)
     base = (b * (H // G) + hk).to(tl.int64) * S * D

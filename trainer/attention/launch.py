@@ -95,11 +95,12 @@ def backward(
         if not one_class:
             q, d_out, lse, delta = (x.index_select(2, index.queries) for x in (q, d_out, lse, delta))
         queries, d_outs = _tiles(q, how.block_m), _tiles(d_out, how.block_m)
+        lses, deltas = _numbers(lse, how.block_m), _numbers(delta, how.block_m)
         for begin, end in pairwise(bounds):
             if begin < end:
                 kernels.backward_kv[(triton.cdiv(end - begin, how.block_n), key_heads, batch)](
-                    queries, d_outs, keys, values, lse, delta, d_k, d_v, index.keys, index.seen_lo, index.seen_hi,
-                    scale, begin, end, heads, group, size, wide,
+                    queries, d_outs, lses, deltas, keys, values, d_k, d_v, index.keys, index.seen_lo,
+                    index.seen_hi, scale, begin, end, heads, group, size, wide,
                     how.block_m, how.block_n, **_options(how, q),
                 )  # fmt: skip
     return d_q[..., :dim], d_k[..., :dim].to(k.dtype), d_v[..., :dim].to(v.dtype)
@@ -126,6 +127,12 @@ def _keys(x: torch.Tensor, index: Index) -> torch.Tensor:
 def _tiles(x: torch.Tensor, rows: int) -> Any:
     """A descriptor that loads [1, 1, rows, D] of x [B, H, N, D]."""
     return TensorDescriptor.from_tensor(x, [1, 1, rows, x.shape[-1]])
+
+
+def _numbers(x: torch.Tensor, count: int) -> Any:
+    """A descriptor that loads [1, 1, count] of x [B, H, S], float32; rows begin at multiples of 16 bytes."""
+    missing = -x.shape[-1] % 4
+    return TensorDescriptor.from_tensor(pad(x, (0, missing)) if missing else x, [1, 1, count])
 
 
 def _strides(*tensors: torch.Tensor) -> list[int]:
