@@ -28,6 +28,7 @@ import torch
 from common import median, progress, report
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from triton.errors import TritonError  # type: ignore[import-untyped]
 
 from trainer.attention import Index, build_index, reference, stream_attention
 
@@ -211,7 +212,7 @@ def measure(cells: int, heads: int, key_heads: int, rounds: int) -> dict[str, An
         try:
             made = make()
             worst = error(made.attend, made.given, made.index)
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as problem:
+        except (RuntimeError, TritonError) as problem:
             found[name] = {"failed": str(problem).splitlines()[0]}
             continue
         found[name] = {"error": worst}

@@ -17,10 +17,10 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a program may 
 def resources(capability: int, dtype: str, dim: int, folder: Path) -> dict[str, dict[str, Any]]:
     """What every kernel takes, by kernel; printed for whoever runs pytest with -s."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    root = Path(__file__).parents[2]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment |= {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
-    script = Path(__file__).with_name("resources.py")
-    command = [sys.executable, str(script), str(capability), dtype, str(dim)]
+    command = [sys.executable, str(root / "benchmarks" / "resources.py"), str(capability), dtype, str(dim)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(done.stdout)

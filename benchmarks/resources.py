@@ -1,6 +1,6 @@
 """Compile every kernel for a GPU that is not here, and print what it takes: one JSON object per line.
 
-    python tests/trainer/resources.py 90 bfloat16 128 [forward …]
+    PYTHONPATH=. python benchmarks/resources.py 90 bfloat16 128 [forward …]
 
 Compute capability, type, head dim; then kernels, by default all. Not in the interpreter's process: a kernel is made for
 one or the other when it is imported.
@@ -68,9 +68,8 @@ def source(kernel: Kernel, how: Config, dtype: torch.dtype, dim: int) -> ASTSour
     return ASTSource(function, signature, values, attributes)
 
 
-def resources(kernel: Kernel, capability: int, dtype: torch.dtype, dim: int) -> dict[str, Any]:
+def resources(kernel: Kernel, how: Config, capability: int, dtype: torch.dtype, dim: int) -> dict[str, Any]:
     """Registers per thread, bytes per thread that did not fit there, bytes of shared memory, wgmma, bulk copies."""
-    how = config(kernel, dim, dtype.itemsize, capability // 10)
     compiled = triton.compile(
         source(kernel, how, dtype, dim),
         target=GPUTarget("cuda", capability, 32),
@@ -102,5 +101,7 @@ def resources(kernel: Kernel, capability: int, dtype: torch.dtype, dim: int) -> 
 
 if __name__ == "__main__":
     capability, dtype, dim, *chosen = sys.argv[1:]
+    kind = getattr(torch, dtype)
     for each in chosen or get_args(Kernel):
-        print(json.dumps(resources(each, int(capability), getattr(torch, dtype), int(dim))), flush=True)
+        how = config(each, int(dim), kind.itemsize, int(capability) // 10)
+        print(json.dumps(resources(each, how, int(capability), kind, int(dim))), flush=True)
