@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import median, progress, report
+from common import median, progress, report, save
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from triton.errors import TritonError  # type: ignore[import-untyped]
@@ -339,7 +339,9 @@ def main() -> None:
             targets = asked(found, cells)
             show(found, targets, cells)
             results[f"S = {cells}"] = {"contenders": found, "targets": targets}
+            save("attention", results, given.json)
             torch.cuda.empty_cache()
+            torch._dynamo.reset()  # FlexAttention is compiled for every length: past a limit it would not be
     report("attention", results, given.json)
 
 

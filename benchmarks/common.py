@@ -62,11 +62,16 @@ def machine() -> dict[str, Any]:
 
 def report(name: str, results: dict[str, Any], path: Path | None) -> None:
     """Print the results, and write them as JSON where asked."""
-    document = {"benchmark": name, "machine": machine(), **results}
-    print(json.dumps(document, indent=1))
+    print(save(name, results, path))
+
+
+def save(name: str, results: dict[str, Any], path: Path | None) -> str:
+    """Write the results as JSON where asked; they are also returned."""
+    text = json.dumps({"benchmark": name, "machine": machine(), **results}, indent=1)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        path.write_text(text + "\n")
+    return text
 
 
 def median(values: Sequence[float]) -> float:

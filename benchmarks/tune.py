@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from attention import ALLOWED, grid, milliseconds, tensors
-from common import median, progress, report
+from common import median, progress, report, save
 from resources import resources
 from triton.errors import TritonError  # type: ignore[import-untyped]
 
@@ -142,6 +142,7 @@ def main() -> None:
                     progress(f"  {show(how)}  {each:8.3f} ms")
                     taken[how][f"ms, S = {cells}"] = each
             results[f"{kernel}, D = {dim}"] = {show(how): each for how, each in taken.items()}
+            save("tune", results, given.json)
     if not gpu:
         progress("no GPU of compute capability 9 here: nothing was timed")
     report("tune", results, given.json)

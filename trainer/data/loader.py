@@ -126,6 +126,11 @@ class Loader:
         """The token of silent cells and of padding."""
         return self._rules.streams.silence_id
 
+    @property
+    def rows(self) -> int:
+        """Rows of the longest conversation of this split, the virtual one included: position ids are below."""
+        return int(self._data.num_rows[self._numbers].max()) + self._rules.virtual_rows
+
     def steps(self, epoch: int) -> int:
         """How many steps an epoch has."""
         return self.packing(epoch).steps

@@ -30,6 +30,10 @@ _NOT_COMPUTED = {
 _NO_MATTER = {"is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"}
 
 
+class NotToldError(UserError):
+    """A model with stream attention was not told its cells."""
+
+
 def attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -51,7 +55,7 @@ def attend(
     if isinstance(stream_cells, Index):
         return stream_attention(query, key, value, stream_cells, scaling).transpose(1, 2), None
     if stream_cells is None:
-        raise UserError(
+        raise NotToldError(
             "a model with stream attention must be told its cells (stream_cells); to use it as an ordinary "
             "decoder, open it with AutoModelForCausalLM.from_pretrained"
         )

@@ -18,8 +18,10 @@ from trainer.model.vocabulary import make_room, new_ids
 VECTORS_FILE = "streams.safetensors"
 
 
-def build(options: ModelOptions, described: Description, seed: int = 0, bf16: bool = False) -> StreamModel:
-    """The model at ``options.path`` on the CPU, ready for these streams.
+def build(
+    options: ModelOptions, described: Description, seed: int = 0, bf16: bool = False, rows: int = 3
+) -> StreamModel:
+    """The model at ``options.path`` on the CPU, ready for these streams and conversations of up to ``rows`` rows.
 
     Stream vectors and rows of silence and end begin anew, unless the model is one that was exported here: then vectors
     are taken over by name, and the rows are kept. Weights are float32; with LoRA those that stay as they are have the type of
@@ -32,7 +34,7 @@ def build(options: ModelOptions, described: Description, seed: int = 0, bf16: bo
         _check_before(options.path, before, described)
     ids = make_room(backbone, described.tokenizer, keep=before is not None)
     model = StreamModel(backbone, len(described.layout.streams), seed)
-    refuse.check(backbone)
+    refuse.check(backbone, rows)
     if before is not None:
         _take_over(model, Path(options.path), before, described)
     if options.tune == "lora":

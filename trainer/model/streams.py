@@ -32,7 +32,9 @@ class StreamModel(nn.Module):
         use_streams(backbone)
         self.backbone = backbone
         embedding, _ = tables(backbone)
-        drawn = torch.randn(streams, embedding.shape[1], generator=torch.Generator().manual_seed(seed))
+        # On the CPU, whatever torch's default device: the same on every machine.
+        generator = torch.Generator("cpu").manual_seed(seed)
+        drawn = torch.randn(streams, embedding.shape[1], generator=generator, device="cpu")
         self.vectors = nn.Parameter((SPREAD * drawn).to(embedding.device))
         self.rows_in: nn.Parameter | None = None
         self.rows_out: nn.Parameter | None = None

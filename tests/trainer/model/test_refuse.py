@@ -32,6 +32,10 @@ EXPERTS = {
 }
 
 
+LATENT = {"num_key_value_heads": 2, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "q_lora_rank": 16}
+LATENT |= {"kv_lora_rank": 16, "head_dim": 16, "first_k_dense_replace": 2}
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "named"),
     [
@@ -43,6 +47,9 @@ EXPERTS = {
         ("Qwen3Next", EXPERTS | {"layer_types": ["full_attention", "linear_attention"]}, "layer 1 is not attention"),
         ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layer 0 is not attention"),
         ("Granite", {"logits_scaling": 2.0}, "scales or caps its logits"),
+        ("DeepseekV3", LATENT, "2 heads of 48 of queries, 2 heads of 48 of keys, 2 heads of 32 of values"),
+        ("Llama", {"head_dim": 288}, "2 heads of 288 of queries, 1 heads of 288 of keys.*up to 256"),
+        ("StableLm", {}, "do not hand on to attention"),
         ("Mamba", {"num_hidden_layers": 2}, "does not use transformers' attention interface"),
     ],
 )
@@ -63,6 +70,31 @@ def test_decoders_that_are_taken(kind: str) -> None:
     use_streams(backbone)
     check(backbone)
     assert backbone.training
+
+
+def longrope() -> transformers.PreTrainedModel:
+    """A decoder whose rotary frequencies are others beyond 64 positions."""
+    scaling = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    scaling |= {"original_max_position_embeddings": 64, "factor": 4.0}
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    return AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SHAPE, **tokens, rope_parameters=scaling))
+
+
+def test_positions_of_one_conversation_do_not_change_another() -> None:
+    backbone = longrope()
+    use_streams(backbone)
+    check(backbone, rows=64)
+    with pytest.raises(UserError, match=r"a conversation of 65 rows.*longrope.*rows\.max"):
+        check(backbone, rows=65)
+
+
+def test_more_rows_than_the_model_has_positions() -> None:
+    config = transformers.GPT2Config(vocab_size=64, n_embd=64, n_layer=1, n_head=2, n_positions=32, attn_pdrop=0.0)
+    backbone = AutoModelForCausalLM.from_config(config)
+    use_streams(backbone)
+    check(backbone, rows=32)
+    with pytest.raises(UserError, match="no position 32, and the longest conversation has 33 rows"):
+        check(backbone, rows=33)
 
 
 def test_layers_that_mix_cells_beside_attention(monkeypatch: pytest.MonkeyPatch) -> None:
