@@ -84,13 +84,18 @@ class Cost(NamedTuple):
 
 def cost_of(model: StreamModel) -> Cost:
     """2 operations per weight and cell forward; as many for either gradient; of attention 4 · head dim per pair and head
-    forward and 8 backward. Weights that are frozen need one gradient less."""
+    forward and 8 backward. Weights that are frozen need one gradient less, experts work for their share of the cells."""
     backbone = model.backbone
     config = backbone.config.get_text_config()
     both = tables(backbone)
     head = both[1]
-    matrices = [p for p in backbone.parameters() if p.ndim >= 2 and all(p is not table for table in both)]
-    cell = sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
+    share = (getattr(config, "num_experts_per_tok", None) or experts) / experts
+    cell = sum(
+        (6 if p.requires_grad else 4) * p.numel() * (share if ".experts." in name else 1)
+        for name, p in backbone.named_parameters()
+        if p.ndim >= 2 and all(p is not table for table in both)
+    )
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Cost(
         cell,

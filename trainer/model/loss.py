@@ -9,9 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 #: Cells whose logits are there at once: float32 [CHUNK, V], 0.6 GB for 150,000 tokens.
 CHUNK = 1024
+
+#: The table is filled up to a multiple of so many rows: matrix products of other sizes miss the fast kernels of a GPU.
+ALIGNED = 8
 
 
 class Head(NamedTuple):
@@ -55,12 +59,14 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         given = (hidden, weight, bias, rows)
         wanted = ctx.needs_input_grad[:4]
+        size = len(weight)
         table = weight.to(dtype)
         if rows is not None and ids is not None:
             table = table.index_copy(0, ids, rows.to(dtype))
+        table = nn.functional.pad(table, (0, 0, 0, -size % ALIGNED)) if size % ALIGNED else table
         gradients = [
             torch.zeros_like(x, dtype=torch.float32) if x is not None and wants else None
-            for x, wants in zip(given, wanted, strict=True)
+            for x, wants in zip((hidden, table, bias, rows), wanted, strict=True)
         ]
         d_hidden, d_weight, d_bias, d_rows = gradients
         each = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
@@ -69,8 +75,9 @@ class _Chunked(torch.autograd.Function):
                 part = slice(begin, begin + chunk)
                 x, target = hidden[part].to(dtype), targets[part, None]
                 logits = (x @ table.T).float()
+                logits[:, size:] = float("-inf")
                 if bias is not None:
-                    logits += bias.float()
+                    logits[:, :size] += bias.float()
                 log_sum = logits.logsumexp(-1, keepdim=True)
                 each[part] = (log_sum - logits.gather(-1, target))[:, 0]
                 if not any(wanted):
@@ -80,7 +87,7 @@ class _Chunked(torch.autograd.Function):
                 slope.scatter_add_(-1, target, torch.full_like(log_sum, -1))
                 slope *= weights[part, None].float()
                 if d_bias is not None:
-                    d_bias += slope.sum(0)
+                    d_bias += slope[:, :size].sum(0)
                 slope = slope.to(dtype)
                 if d_hidden is not None:
                     d_hidden[part] = slope @ table
@@ -91,7 +98,7 @@ class _Chunked(torch.autograd.Function):
         if d_weight is not None and ids is not None:
             d_weight[ids] = 0  # those rows were not used
         ctx.gradients = [
-            None if d is None or x is None else d.to(x.dtype) for d, x in zip(gradients, given, strict=True)
+            None if d is None or x is None else d[: len(x)].to(x.dtype) for d, x in zip(gradients, given, strict=True)
         ]
         ctx.mark_non_differentiable(each)
         return (each * weights.float()).sum(), each

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import decoder, grids
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from trainer import metrics
 from trainer.config import ModelOptions
@@ -46,3 +47,12 @@ def test_peaks_are_found_by_whole_words(name: str, peak: float | None, monkeypat
     monkeypatch.setattr(metrics.torch.cuda, "get_device_name", lambda _: name)
     assert peak_of(torch.device("cuda"), bf16=True) == peak
     assert peak_of(torch.device("cuda"), bf16=False) is None
+
+
+def test_experts_count_for_the_cells_that_they_see() -> None:
+    shape = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 32}
+    shape |= {"num_key_value_heads": 2, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 1}
+    config = Qwen3MoeConfig(**shape, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    cost = cost_of(StreamModel(AutoModelForCausalLM.from_config(config), 2))
+    attention, router, expert = 4 * 64 * 64, 4 * 64, 3 * 64 * 32
+    assert cost.cell == 6 * (attention + router + expert)

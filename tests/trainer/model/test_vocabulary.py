@@ -69,3 +69,14 @@ def test_separate_rows_compute_what_the_table_would_and_join_it(tied: bool) -> N
         before, (after, model.logits(after), model(ids, zeros, zeros, Own(), zeros, ids, torch.ones(3))[1]), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_stream_vectors_are_drawn_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch's default device is: a generator of one device cannot draw on another."""
+    backbone = decoder()
+    drawn: list[torch.Tensor] = []
+    plain = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, **how: drawn.append(plain(*size, **how)) or drawn[-1])
+    with torch.device("meta"):
+        StreamModel(backbone, 3)
+    assert [x.device.type for x in drawn] == ["cpu"]
