@@ -7,15 +7,19 @@ padding; per second of processor time of all threads of the process.
 Beside it, in turn with it: the paper's way of collating, which fills a float32 mask of S×S for every sequence. It is given
 the cells for nothing, ready in memory, and fills its mask in one pass with one comparison per pair, so it is faster here
 than the released code (52,000 positions/s at S = 5,120 where that was measured).
+
+With ``--data DIR`` a dataset that is there already is measured alone: that needs no more installed than training does.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -24,10 +28,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 from common import median, parser, progress, records, report
-from size_and_reading import convert, ten_stream_dataset
 
 import pipeline
+from pipeline.store.dataset import Dataset
 from trainer.data import Batch, DataOptions, Loader
+from trainer.data.options import Silence
 
 ASKED = 10e6
 
@@ -74,44 +79,51 @@ def measure(loaders: dict[str, Loader], rounds: int) -> dict[str, Any]:
     return found
 
 
+def made(given: argparse.Namespace, folder: str) -> list[str]:
+    """The conversations as grids of two streams, and of ten."""
+    from size_and_reading import convert, ten_stream_dataset
+
+    convert(records(given.corpus, given.conversations), f"{folder}/two", given.tokenizer, ["layout=chat-2"], folder)
+    ten_stream_dataset(pipeline.open_dataset(f"{folder}/two"), f"{folder}/ten")
+    return [f"{folder}/two", f"{folder}/ten"]
+
+
+def loaders(data: list[str], size: int) -> dict[str, Loader]:
+    """What is measured of these datasets; of ten streams also with ten classes, in which each sees those before it."""
+
+    def loader(dataset: Dataset, index: bool = True, silence: Silence = "skip") -> Loader:
+        own = DataOptions(cells=size, packs_per_step=4, too_long="drop", silence=silence)
+        return Loader(dataset, own, with_index=index)
+
+    found = {}
+    for place in data:
+        dataset = pipeline.open_dataset(place)
+        name = {2: "two_streams", 10: "ten_streams"}.get(len(dataset.layout.streams), Path(place).name)
+        found |= {name: loader(dataset), f"{name}_without_index": loader(dataset, index=False)}
+        found[f"{name}_keys"] = loader(dataset, silence="keys")
+        if name == "ten_streams":
+            names = list(dataset.layout.index())
+            earlier = {reader: names[:number] for number, reader in enumerate(names)}
+            dataset.layout = dataclasses.replace(dataset.layout, visibility=earlier)
+            found["ten_streams_ten_classes"] = loader(dataset)
+    return found
+
+
 def main() -> None:
     """Make the datasets, measure, report."""
     options = parser(__doc__)
     options.add_argument("--conversations", type=int, default=5_000)
     options.add_argument("--rounds", type=int, default=21)
+    options.add_argument("--data", help="a dataset made by 'pipeline convert'; default: some are made")
     given = options.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        lines = records(given.corpus, given.conversations)
-        convert(lines, f"{folder}/two", given.tokenizer, ["layout=chat-2"], folder)
-        two = pipeline.open_dataset(f"{folder}/two")
-        ten_stream_dataset(two, f"{folder}/ten")
-        ten, hidden = (pipeline.open_dataset(f"{folder}/ten") for _ in range(2))
-        names = [stream.name for stream in ten.layout.streams]
-        earlier = {name: names[:number] for number, name in enumerate(names)}
-        hidden.layout = dataclasses.replace(ten.layout, visibility=earlier)
-        for size in (5_120, 16_384):
-
-            def loader(dataset: Any, size: int = size, index: bool = True, **more: Any) -> Loader:
-                own = DataOptions(cells=size, packs_per_step=4, too_long="drop", **more)
-                return Loader(dataset, own, with_index=index)
-
-            results[f"S={size}"] = measure(
-                {
-                    "two_streams": loader(two),
-                    "two_streams_without_index": loader(two, index=False),
-                    "two_streams_keys": loader(two, silence="keys"),
-                    "ten_streams": loader(ten),
-                    "ten_streams_keys": loader(ten, silence="keys"),
-                    "ten_streams_ten_classes": loader(hidden),
-                },
-                given.rounds,
-            )
+        data = [given.data] if given.data else made(given, folder)
+        results = {f"S={size}": measure(loaders(data, size), given.rounds) for size in (5_120, 16_384)}
     table(results)
     software = {"torch": torch.__version__, "numpy": np.__version__}
     document = {
-        "corpus": given.corpus.name if given.corpus else "examples",
+        "corpus": given.data or (given.corpus.name if given.corpus else "examples"),
         "rounds": given.rounds,
         "software": software,
     }

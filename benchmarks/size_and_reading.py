@@ -9,6 +9,7 @@ same columns and doing nothing with them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -83,7 +84,8 @@ def ten_stream_dataset(source: Any, out: str) -> None:
         place.put(data_path(number), data)
         counts = Counts(read=count, converted=count, rows=count, tokens=len(made.tokens))
         nothing = manifest.File("plans", 0, "0" * 64)
-        shards.append(manifest.Shard(data_path(number), count, len(data), "0" * 64, len(made.tokens), nothing, None,
+        shards.append(manifest.Shard(data_path(number), count, len(data), hashlib.sha256(data).hexdigest(),
+                                     len(made.tokens), nothing, None,
                                      manifest.Source("x", 0, count), counts))  # fmt: skip
     document = json.loads(source.place.get(MANIFEST))
     import msgspec
