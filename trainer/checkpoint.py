@@ -1,7 +1,7 @@
 """Checkpoints: everything that a run needs to go on, written beside and renamed.
 
     RUN/checkpoints/step-00000500/    sharded tensors (torch.distributed.checkpoint): parameters that train, optimiser state
-                    …/state.json      step, state of the loader
+                    …/state.json      step, state of the loader, hash of the frozen weights
 
 There is no state of random generators: they are seeded anew in every step. Another number of processes can go on.
 """
@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
 from pipeline.errors import UserError
 from trainer.distributed import World
+from trainer.files import put_folder, write
 from trainer.model.streams import StreamModel
+from trainer.model.vocabulary import tables
 
 _FOLDER = "checkpoints"
 _STATE = "state.json"
@@ -32,10 +36,11 @@ _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: steps done, and what the loader says of it."""
+    """Where a run is: steps done, what the loader says of it, and which weights it builds on (:func:`base_of`)."""
 
     step: int
     loader: dict[str, Any]
+    base: str | None
 
 
 def steps(run: Path) -> list[int]:
@@ -47,6 +52,23 @@ def steps(run: Path) -> list[int]:
 def folder(run: Path, step: int) -> Path:
     """The directory of a checkpoint."""
     return run / _FOLDER / f"step-{step:08}"
+
+
+def base_of(model: StreamModel) -> str | None:
+    """A hash over the weights that stay as they are, which no checkpoint holds; None where all of them train."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    if not frozen:
+        return None
+    both = tables(model.backbone)
+
+    def digest(weights: torch.Tensor) -> bytes:
+        if model.row_ids is not None and any(weights is table for table in both):
+            weights = weights.index_fill(0, model.row_ids, 0)  # these rows train: separate ones stand for them
+        name = f"{weights.dtype} {list(weights.shape)}".encode()
+        return sha256(name + sha256(weights.reshape(-1).view(torch.uint8).numpy().data).digest()).digest()
+
+    with ThreadPoolExecutor() as threads:
+        return sha256(b"".join(threads.map(digest, frozen))).hexdigest()
 
 
 def save(run: Path, progress: Progress, model: StreamModel, optimizer: Optimizer, world: World, keep: int) -> None:
@@ -61,31 +83,21 @@ def save(run: Path, progress: Progress, model: StreamModel, optimizer: Optimizer
     with _quiet():
         dcp.save(_state(model, optimizer), checkpoint_id=beside, no_dist=world.size == 1)
     if world.first:
-        with (beside / _STATE).open("w") as file:
-            json.dump({"step": progress.step, "loader": progress.loader}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if final.exists():
-            shutil.rmtree(final)
-        beside.rename(final)
-        _sync(final.parent)
+        write(beside / _STATE, json.dumps(asdict(progress)))
+        put_folder(beside, final)
         for old in steps(run)[:-keep]:
             shutil.rmtree(folder(run, old))
     world.barrier()
 
 
-def restore(run: Path, step: int, model: StreamModel, optimizer: Optimizer, world: World) -> Progress:
-    """Load a checkpoint into a model and its optimiser, both made as they were for the run. Raises UserError."""
+def restore(run: Path, step: int, model: StreamModel, optimizer: Optimizer, world: World, base: str | None) -> Progress:
+    """Load a checkpoint into a model and its optimiser, both made as they were for the run. Raises UserError, also where
+    the frozen weights, ``base``, are others.
+    """
     path = folder(run, step)
+    progress = _progress(path, base)
     state = _state(model, optimizer)
-    try:
-        with _quiet():
-            dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
-        document = json.loads((path / _STATE).read_text())
-    except (dcp.api.CheckpointException, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); remove this directory to go on from the checkpoint before it"
-        ) from None
+    _load(path, state, world.size)
     set_state_dict(
         model,
         optimizer,
@@ -93,14 +105,40 @@ def restore(run: Path, step: int, model: StreamModel, optimizer: Optimizer, worl
         optim_state_dict=state["optimizer"],
         options=_options(strict=False),
     )
-    return Progress(document["step"], document["loader"])
+    return progress
 
 
 def restore_model(run: Path, step: int, model: StreamModel) -> None:
-    """Load the parameters alone, in one process."""
+    """Load the parameters alone, in one process. Raises UserError."""
+    _progress(folder(run, step), base_of(model))
     wanted = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    with _quiet():
-        dcp.load({"model": wanted}, checkpoint_id=folder(run, step), no_dist=True)
+    _load(folder(run, step), {"model": wanted}, 1)
+
+
+def _progress(path: Path, base: str | None) -> Progress:
+    try:
+        progress = Progress(**json.loads((path / _STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from None
+    if progress.base != base:
+        raise UserError(
+            f"{path}: its adapters were trained on other weights than those that are now in model.path; put the old model "
+            f"back there, or start a new run"
+        )
+    return progress
+
+
+def _load(path: Path, state: dict[str, Any], processes: int) -> None:
+    try:
+        with _quiet():
+            dcp.load(state, checkpoint_id=path, no_dist=processes == 1)
+    except (dcp.api.CheckpointException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    reason = str(error).strip().splitlines()[-1]  # torch's is a whole traceback
+    return UserError(f"{path}: cannot be read ({reason}); remove this directory to go on from the checkpoint before it")
 
 
 def _state(model: StreamModel, optimizer: Optimizer) -> dict[str, Any]:
@@ -119,12 +157,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _sync(path: Path) -> None:
-    """Make a rename durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -70,18 +70,17 @@ def train(
 
     from trainer import config
 
-    overrides: dict[str, Any] = {
-        "dataset": data,
-        "model.path": model,
-        "run.max_steps": max_steps,
-        "run.save_every": save_every,
-    }
+    given = {"dataset": data, "model.path": model, "run.max_steps": max_steps, "run.save_every": save_every}
+    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment}: must be KEY=VALUE")
-        overrides[key] = yaml.safe_load(value)
-    settings = config.read(file, {name: value for name, value in overrides.items() if value is not None})
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment}: {value!r} is no valid YAML; quote what is text") from None
+    settings = config.read(file, overrides)
     # torch and transformers take seconds to import: only when there is nothing wrong with what was given.
     import transformers
 

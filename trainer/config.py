@@ -11,6 +11,7 @@ Every key has a default but ``dataset`` and ``model.path``, which the command li
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -108,7 +109,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. ``seed`` decides stream vectors and adapters at the start; order is ``data.seed``."""
+    """A whole run. ``seed`` decides stream vectors and adapters at the start, and dropout; order is ``data.seed``."""
 
     dataset: str
     data: DataOptions
@@ -116,6 +117,10 @@ class Config:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     run: RunOptions = field(default_factory=RunOptions)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:  # torch's generators take 64 bits; the number of the step has the lower half
+            raise UserError(f"seed: {self.seed}: must be from 0 to {2**32 - 1}")
 
     def to_yaml(self) -> str:
         """Everything, every default written out."""
@@ -147,7 +152,7 @@ def read(path: Path | None, overrides: Mapping[str, Any]) -> Config:
             document = yaml.safe_load(path.read_text()) or {}
         except OSError as error:
             raise UserError(f"--config {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"--config {path}: no valid YAML: {error}") from None
     where = "" if path is None else f"{path}: "
     if not isinstance(document, dict):
@@ -156,13 +161,18 @@ def read(path: Path | None, overrides: Mapping[str, Any]) -> Config:
         *sections, key = name.split(".")
         place = document
         for section in sections:
-            place = place.setdefault(section, {})
+            if place.get(section) is None:  # not there, or named in the file and left empty
+                place[section] = {}
+            place = place[section]
+            if not isinstance(place, dict):
+                raise UserError(f"{name}: {section} is {place!r}, which holds no keys and values")
         place[key] = value
     if not document.get("dataset"):
         raise UserError("no dataset: give --data DIR, made by `pipeline convert`")
     if not (isinstance(document.get("model"), dict) and document["model"].get("path")):
         raise UserError("no model: give --model, a directory or a hub name")
-    document["data"] = _DATA_DEFAULTS | (document.get("data") or {})
+    data = {} if document.get("data") is None else document["data"]
+    document["data"] = _DATA_DEFAULTS | data if isinstance(data, dict) else data
     made: Config = _build(Config, document, where, "")
     return made
 
@@ -201,7 +211,7 @@ def _build(kind: type, document: Any, where: str, prefix: str) -> Any:
 def _value(hint: Any, given: Any, where: str, name: str) -> Any:
     """A value of the type that an option has. Raises UserError."""
     if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-        return _build(hint, given or {}, where, f"{name}.")
+        return _build(hint, {} if given is None else given, where, f"{name}.")
     options = get_args(hint) if get_origin(hint) is not None else (hint,)
     if type(None) in options:
         if given is None:
@@ -213,10 +223,7 @@ def _value(hint: Any, given: Any, where: str, name: str) -> Any:
         return given
     wanted = hint if isinstance(hint, type) else get_origin(hint)
     if wanted is float:
-        try:
-            return float(given)  # YAML reads 1e-5, without a point, as text
-        except (TypeError, ValueError):
-            raise UserError(f"{where}{name}: {given!r}: must be a number") from None
+        return _number(given, where, name)
     if wanted is tuple:
         texts = [given] if isinstance(given, str) else given
         if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
@@ -225,7 +232,20 @@ def _value(hint: Any, given: Any, where: str, name: str) -> Any:
     words = {int: "a whole number", bool: "true or false", str: "text"}
     if not isinstance(given, wanted) or (wanted is int and isinstance(given, bool)):
         raise UserError(f"{where}{name}: {given!r}: must be {words.get(wanted, 'keys and values')}")
+    if isinstance(given, dict):  # weights by stream
+        return {str(stream): _number(weight, where, f"{name}.{stream}") for stream, weight in given.items()}
     return given
+
+
+def _number(given: Any, where: str, name: str) -> float:
+    """A finite number. Raises UserError."""
+    try:
+        number = float(given)  # YAML reads 1e-5, without a point, as text
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(given, bool) or not math.isfinite(number):
+        raise UserError(f"{where}{name}: {given!r}: must be a number")
+    return number
 
 
 def _least(name: str, value: float, least: float) -> None:

@@ -15,10 +15,11 @@ from trainer.model.store import TOKENIZER_FILE, write
 CONFIG_FILE = "config.yaml"
 
 
-def export(run: Path, directory: Path, step: int | None = None) -> int:
+def export(run: Path, directory: Path, step: int | None = None, replace: bool = False) -> int:
     """Write the model of a checkpoint, by default of the newest, in one process, on the CPU; returns its step.
 
-    Weights are bfloat16 where products were made in it, else float32. Raises UserError.
+    Weights are bfloat16 where products were made in it, else float32. Raises UserError, also for a directory that is there
+    already, unless it is to be replaced.
     """
     frozen, described = run / CONFIG_FILE, description.read(run)
     done = checkpoint.steps(run)
@@ -26,6 +27,8 @@ def export(run: Path, directory: Path, step: int | None = None) -> int:
         raise UserError(f"{run}: no run: there is no {CONFIG_FILE} and {description.FILE} in it")
     if not done or (step is not None and step not in done):
         raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are {done or 'none'}")
+    if directory.exists() and not replace:
+        raise UserError(f"--out {directory}: exists; give another directory, or remove this one first")
     settings = config.read(frozen, {})
     model = build(settings.model, described, settings.seed, settings.model.precision == "bf16")
     chosen = done[-1] if step is None else step

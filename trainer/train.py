@@ -1,6 +1,6 @@
 """A training run, from its configuration to the exported model.
 
-RUN/config.yaml       the configuration, frozen
+RUN/config.yaml       the configuration that the run was started with
     streams.json      what the model must be told of its streams
     tokenizer.json    the content tokenizer of the dataset
     metrics.csv       a line per step; validation.csv: a line per validation
@@ -32,6 +32,7 @@ from trainer.config import Config
 from trainer.data import Loader, check_vocabulary
 from trainer.distributed import World
 from trainer.export import CONFIG_FILE, export
+from trainer.files import write
 from trainer.metrics import Tally, Work, cost_of, peak_of
 from trainer.model import description
 from trainer.model.build import build
@@ -41,9 +42,10 @@ from trainer.model.store import TOKENIZER_FILE
 from trainer.model.streams import StreamModel
 from trainer.model.vocabulary import tables, tokenizer_file
 from trainer.optimizer import make_optimizer, rate_share
-from trainer.records import Records
+from trainer.records import VALIDATION_FILE, Records, read_table
 from trainer.step import Measured, Stepper
 
+_MODEL = "model"
 _log = logging.getLogger(__name__)
 
 
@@ -77,17 +79,18 @@ def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
         held_out = Loader(
             dataset, settings.data, split="validation", rank=world.rank, world_size=world.size, with_index=True
         )
-    settings = _settled(settings, world, loader)
+    settings = _settled(settings, world, dataset, loader)
     _claim(run, settings, resume, world)
     described = describe(dataset, loader, settings.data)
     bf16 = settings.model.precision == "bf16"
     model = build(settings.model, described, settings.seed, bf16)
     _check_vocabulary(settings.model.path, dataset, model)
-    if world.first:
+    base = checkpoint.base_of(model)
+    if world.first and not checkpoint.steps(run):  # as long as there is none, the run is yet to start
         run.mkdir(parents=True, exist_ok=True)
-        _write(run / description.FILE, described.encode())
-        _write(run / TOKENIZER_FILE, dataset.tokenizer.json)
-        _write(run / CONFIG_FILE, settings.to_yaml())  # last: with it, this is a run
+        write(run / description.FILE, described.encode())
+        write(run / TOKENIZER_FILE, dataset.tokenizer.json)
+        write(run / CONFIG_FILE, settings.to_yaml())  # last: with it, this is a run
 
     cost, peak = cost_of(model), peak_of(world.device, bf16)
     if settings.model.checkpointing:
@@ -99,22 +102,27 @@ def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
     else:
         model.to(world.device)
     model.train()
-    course = _Course(settings, run, world, model, make_optimizer(model, settings.optimizer), loader, held_out)
+    course = _Course(settings, run, world, model, base, make_optimizer(model, settings.optimizer), loader, held_out)
     course.go(lambda work, seconds: peak and round(cost.operations(work) / seconds / world.size / peak, 4))
     world.barrier()
     if world.first:
-        export(run, run / "model")
-        _log.info("the model is in %s", run / "model")
+        export(run, run / _MODEL, replace=True)
+        _log.info("the model is in %s", run / _MODEL)
 
 
-def _settled(settings: Config, world: World, loader: Loader) -> Config:
-    """The configuration with nothing left to be found out."""
-    model, run = settings.model, settings.run
+def _settled(settings: Config, world: World, dataset: Dataset, loader: Loader) -> Config:
+    """The configuration with nothing left to be found out, and the same in every working directory."""
+    model, data, run = settings.model, settings.data, settings.run
+    if (local := Path(model.path).expanduser()).exists():  # else a hub name
+        model = replace(model, path=str(local.resolve()))
+    if data.cache is not None:
+        data = replace(data, cache=str(Path(data.cache).expanduser().resolve()))
     if model.precision == "auto":
         model = replace(model, precision="bf16" if world.device.type == "cuda" else "fp32")
     if run.max_steps is None:
         run = replace(run, max_steps=loader.steps(0))
-    return replace(settings, model=model, run=run)
+    place = dataset.place
+    return replace(settings, dataset=place.path() if place.local else str(place), data=data, model=model, run=run)
 
 
 def _claim(run: Path, settings: Config, resume: bool, world: World) -> None:
@@ -128,16 +136,9 @@ def _claim(run: Path, settings: Config, resume: bool, world: World) -> None:
                 f"--out {run}: its run was started with another configuration: {'; '.join(differing)}. "
                 f"Set it as it was, or give another directory"
             )
-    elif checkpoint.steps(run):
-        raise UserError(f"--out {run}: holds checkpoints, but no {CONFIG_FILE}; give another directory")
+    elif checkpoint.steps(run) or (run / _MODEL).exists():
+        raise UserError(f"--out {run}: holds checkpoints or a model, but no {CONFIG_FILE}; give another directory")
     world.barrier()  # before anything is written, all have looked
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that is whole or not there."""
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def _check_vocabulary(path: str, dataset: Dataset, model: StreamModel) -> None:
@@ -156,6 +157,8 @@ class _Course:
     run: Path
     world: World
     model: StreamModel
+    #: ``checkpoint.base_of`` the model.
+    base: str | None
     optimizer: torch.optim.Optimizer
     loader: Loader
     held_out: Loader | None
@@ -170,6 +173,8 @@ class _Course:
         steps: Any = iter(self.loader)  # a generator: closed, it stops its thread
         records = Records(self.run, self.settings, names, step, world.first)
         with contextlib.closing(records), _stop_signals() as told, contextlib.closing(steps):
+            if self._is_due(step, last) and not self._is_validated(step):  # stopped or killed before it was done
+                self._validate(stepper, records, step, names)
             while step < last:
                 began = time.perf_counter()
                 share = rate_share(step, last, self.settings.optimizer)
@@ -187,21 +192,35 @@ class _Course:
                 }
                 records.step(step, values)
                 if stop or step == last or step % options.save_every == 0:
-                    progress = Progress(step, self.loader.state_dict())
+                    progress = Progress(step, self.loader.state_dict(), self.base)
                     checkpoint.save(self.run, progress, self.model, self.optimizer, world, options.keep)
                 if stop and step < last:
-                    raise Interrupted(step)
-                if self.held_out and (step == last or (options.validate_every and step % options.validate_every == 0)):
-                    tally = stepper.validate(self.held_out.epoch(0))
-                    tally.sums = world.sum(torch.from_numpy(tally.sums)).numpy()
-                    records.validation(step, tally.means(names))
+                    raise Interrupted(step)  # a validation that is due is done when the run goes on
+                if self._is_due(step, last):
+                    self._validate(stepper, records, step, names)
+
+    def _is_due(self, step: int, last: int) -> bool:
+        """Whether a validation belongs to this step."""
+        every = self.settings.run.validate_every
+        return self.held_out is not None and step > 0 and (step == last or (every > 0 and step % every == 0))
+
+    def _is_validated(self, step: int) -> bool:
+        """Whether this was done; the same in all processes, since a line is written when all have taken part."""
+        path = self.run / VALIDATION_FILE
+        return path.exists() and str(step) in {row["step"] for row in read_table(path)}
+
+    def _validate(self, stepper: Stepper, records: Records, step: int, names: list[str]) -> None:
+        assert self.held_out is not None
+        tally = stepper.validate(self.held_out.epoch(0))
+        tally.sums = self.world.sum(torch.from_numpy(tally.sums)).numpy()
+        records.validation(step, tally.means(names))
 
     def _restore(self) -> int:
         """Go back to the newest checkpoint; the steps that are done."""
         done = checkpoint.steps(self.run)
         if not done:
             return 0
-        progress = checkpoint.restore(self.run, done[-1], self.model, self.optimizer, self.world)
+        progress = checkpoint.restore(self.run, done[-1], self.model, self.optimizer, self.world, self.base)
         self.loader.load_state_dict(progress.loader)
         return progress.step
 
@@ -250,9 +269,14 @@ def _memory_remedy(cells: int) -> Iterator[None]:
     """Say what helps where the memory of a device is not enough."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        _, on_cpu, reason = str(error).partition("DefaultCPUAllocator: ")
+        if not (on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)):
+            raise
+        reason = (reason or str(error)).partition("\n")[0]
+        squared = "; without a GPU, attention takes memory with their square" if on_cpu else ""
         raise UserError(
-            f"out of memory ({str(error).splitlines()[0]}). A pack has {cells} positions: set data.cells lower (with "
-            f"shorter windows, or data.too_long: drop), model.checkpointing: true or model.tune: lora, or use more devices "
-            f"with torchrun"
+            f"out of memory ({reason}). A pack has {cells} positions{squared}: set data.cells lower (with shorter "
+            f"windows, or data.too_long: drop), model.checkpointing: true or model.tune: lora, or use more devices with "
+            f"torchrun"
         ) from None

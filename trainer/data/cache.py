@@ -28,6 +28,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.store import manifest
 from pipeline.store.dataset import Columns, Dataset
 from pipeline.store.format import MANIFEST
 from trainer.data.cells import Conversations
@@ -103,10 +104,12 @@ class Decoded:
 
 
 def manifest_hash(dataset: Dataset) -> str:
-    """SHA-256 of the manifest as it is now on disk."""
-    data = dataset.place.get(MANIFEST)
-    if data is None:
-        raise UserError(f"{dataset.place.path(MANIFEST)}: gone since the dataset was opened")
+    """SHA-256 of the manifest on disk. Raises UserError where it is no longer the one that was opened."""
+    data, path = dataset.place.get(MANIFEST), dataset.place.path(MANIFEST)
+    if data is None or manifest.decode(data, path) != dataset.manifest:
+        raise UserError(
+            f"{path}: changed or gone since the dataset was opened; wait for its conversion to end, and start again"
+        )
     return hashlib.sha256(data).hexdigest()
 
 
@@ -194,11 +197,13 @@ def _write(dataset: Dataset, place: Path, name: str) -> None:
 
 def _shard(dataset: Dataset, number: int, columns: Columns, spans: int, tokens: int) -> dict[str, NDArray[Any]]:
     """What one shard adds to every array; ``spans`` and ``tokens`` stand before it."""
-    shard, own = dataset.manifest.shards[number], columns.spans
-    for what, found, expected in (("grids", len(columns), shard.rows), ("tokens", len(own.tokens), shard.tokens)):
-        if found != expected:
-            where = dataset.place.path(shard.path)
-            raise UserError(f"{where}: {found} {what}, the manifest says {expected}; 'pipeline validate' says more")
+    shard = dataset.manifest.shards[number]
+    if dataset.place.sha256(shard.path) not in (shard.sha256, None):  # None: not there, as reading it will say
+        raise UserError(
+            f"{dataset.place.path(shard.path)}: not the file that the manifest says (its SHA-256 is another); "
+            f"'pipeline validate' says more"
+        )
+    own = columns.spans
     later = _later_windows(columns.ids)
     if shard.counts.truncated:
         later |= np.array([_truncated(meta) for meta in columns.meta], np.bool_)

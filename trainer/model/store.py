@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import UserError
 from pipeline.store.dataset import Layout
+from trainer.files import put_folder
 from trainer.model import description, lora
 from trainer.model.build import VECTORS_FILE, open_backbone
 from trainer.model.description import Description
@@ -40,10 +41,8 @@ class Loaded(NamedTuple):
 def write(model: StreamModel, described: Description, tokenizer: str, directory: Path, dtype: torch.dtype) -> None:
     """Write a model; adapters are merged, separate rows joined: the model is used up.
 
-    The directory is written beside and renamed. Raises UserError where it exists and is no model that was exported here.
+    The directory is written beside and renamed; one that is there already is replaced.
     """
-    if directory.exists() and not (directory / description.FILE).exists():
-        raise UserError(f"--out {directory}: exists and is no model exported by this trainer; give another directory")
     beside = directory.with_name(f".{directory.name}.writing")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -55,9 +54,7 @@ def write(model: StreamModel, described: Description, tokenizer: str, directory:
     (beside / TOKENIZER_FILE).write_text(tokenizer)
     (beside / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
     (beside / description.FILE).write_text(described.encode())
-    if directory.exists():
-        shutil.rmtree(directory)
-    beside.rename(directory)
+    put_folder(beside, directory)
 
 
 def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Loaded:

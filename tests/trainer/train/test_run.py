@@ -102,7 +102,7 @@ def test_the_exported_model(done: Path, grids: Path, command: Train, tmp_path: P
     ran = command("export", done, "--out", earlier, "--step", "3")
     assert ran.code == 2 and "no checkpoint of step 3; there are [4, 6]" in ran.output
     ran = command("export", done, "--out", tmp_path)
-    assert ran.code == 2 and "exists and is no model" in ran.output
+    assert ran.code == 2 and "exists; give another directory" in ran.output
 
 
 def test_going_on_from_an_exported_model_keeps_what_was_learnt(done: Path, run: Train, tmp_path: Path) -> None:
