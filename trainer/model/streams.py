@@ -66,6 +66,9 @@ class StreamModel(nn.Module):
             for number, token in enumerate(self.row_ids):
                 embedded = torch.where((ids == token)[:, None], self.rows_in[number].to(embedded.dtype), embedded)
         embedded = embedded + nn.functional.embedding(streams, self.vectors).to(embedded.dtype)
+        kind = embedded.device.type
+        if torch.is_autocast_enabled(kind):  # else what layers add to would stay float32, unlike with FSDP
+            embedded = embedded.to(torch.get_autocast_dtype(kind))
         output = self.backbone.get_decoder()(
             inputs_embeds=embedded[None], position_ids=positions[None], use_cache=False, stream_cells=cells
         )
