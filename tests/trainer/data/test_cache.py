@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data.conftest import convert
 from data.reference import of_dataset
@@ -63,6 +65,9 @@ def test_it_is_below_the_dataset_and_older_ones_go(tmp_path: Path) -> None:
     old = folder / "_cache" / f"{manifest_hash(first)}-1"
     assert old.is_dir()
     second = convert("--input", write_lines(tmp_path / "a.jsonl", 6), "--fresh", out=folder)
+    with pytest.raises(UserError, match=r"dataset\.json: changed or gone since the dataset was opened"):
+        decode(first)
+    assert [path.name for path in (folder / "_cache").iterdir() if path.name != "lock"] in ([], [old.name])
     assert len(decode(second)) == 6
     assert not old.exists()
     assert pipeline.open_dataset(str(folder)).manifest == second.manifest
@@ -132,12 +137,18 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path: Path) -> 
     folder = tmp_path / "grids"
     lines = write_lines(tmp_path / "a.jsonl", 6)
     dataset = convert("--input", lines, "--set", "shard.records=3", out=folder)
-    shutil.copy(folder / "data" / "part-00000.parquet", folder / "data" / "part-00001.parquet")
-    document = json.loads((folder / "dataset.json").read_text())
-    assert document["shards"][0]["tokens"] != document["shards"][1]["tokens"]
-    with pytest.raises(UserError, match=r"part-00001.parquet: .* the manifest says .*; 'pipeline validate'"):
+    shard = folder / "data" / "part-00001.parquet"
+    table = pq.read_table(shard)
+    spans = table["spans"].to_pylist()
+    spans[0][0]["tokens"].reverse()  # as many as before, and others
+    place = table.schema.get_field_index("spans")
+    changed = table.set_column(place, table.field(place), pa.array(spans, table.field(place).type))
+    pq.write_table(changed, shard)
+    with pytest.raises(
+        UserError, match=r"part-00001\.parquet: not the file that the manifest says .*'pipeline validate'"
+    ):
         decode(dataset)
-    (folder / "data" / "part-00001.parquet").unlink()
+    shard.unlink()
     with pytest.raises(UserError, match=r"part-00001\.parquet"):
         decode(dataset)
     assert [path.name for path in (folder / "_cache").iterdir()] == ["lock"]

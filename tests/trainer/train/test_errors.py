@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import Train, metrics
@@ -35,6 +36,16 @@ from trainer.step import Stepper
         (["--set=data.silence=loud"], "silence: 'loud': must be one of skip, keys"),
         (["--set=data.streams=[user,outputs]"], "outputs: no such stream; the dataset has user, think, output"),
         (["--set=data"], "--set data: must be KEY=VALUE"),
+        (["--set=data=5"], "data must hold keys and values"),
+        (["--set=data.cells=null"], "data.cells: None: must be a whole number"),
+        (["--set=data.loss={think: much}"], "data.loss.think: 'much': must be a number"),
+        (["--set=data.silence_loss={think: null}"], "data.silence_loss.think: None: must be a number"),
+        (["--set=model.path.x=3"], "which holds no keys and values"),
+        (["--set=run.log=[wandb"], "--set run.log=[wandb: '[wandb' is no valid YAML"),
+        (["--set=seed=5000000000"], "seed: 5000000000: must be from 0 to 4294967295"),
+        (["--set=optimizer.learning_rate=true"], "optimizer.learning_rate: True: must be a number"),
+        (["--set=optimizer.clip=.inf"], "optimizer.clip: inf: must be a number"),
+        (["--set=optimizer.epsilon=nan"], "optimizer.epsilon: 'nan': must be a number"),
         (["--max-steps", "0"], "run.max_steps: 0: must be at least 1"),
         (["--config", "none.yaml"], "--config none.yaml: No such file"),
         (["--model", "./nothing"], "--model ./nothing: no such directory"),
@@ -59,9 +70,12 @@ def test_a_gpu_that_is_not_there(small: list[str], command: Train, tmp_path: Pat
 
 def test_a_file_is_named_with_its_key(small: list[str], command: Train, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("optimizer: {learning_rate: 1e-4}\nrun: {save_evry: 3}\n")
+    file.write_text("data:\noptimizer: {learning_rate: 1e-4}\nrun: {save_evry: 3}\n")
     ran = command(*small, "--out", tmp_path / "run", "--config", file)
     assert ran.code == 2 and f"{file}: run.save_evry: no such option" in ran.output
+    file.write_bytes(b"seed: \xff")
+    ran = command(*small, "--out", tmp_path / "run", "--config", file)
+    assert ran.code == 2 and "no valid YAML" in ran.output
     file.write_text("a: [")
     ran = command(*small, "--out", tmp_path / "run", "--config", file)
     assert ran.code == 2 and "no valid YAML" in ran.output
@@ -100,6 +114,10 @@ def test_models_that_do_not_fit(small: list[str], command: Train, grids: Path, t
     assert ran.code == 2 and "not a decoder that transformers opens" in ran.output
     assert not out.exists()
 
+    (out / "model").mkdir(parents=True)
+    ran = command(*small, "--out", out)
+    assert ran.code == 2 and "holds checkpoints or a model, but no config.yaml" in ran.output
+
 
 def test_a_dataset_without_conversations(small: list[str], command: Train, grids: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
@@ -122,15 +140,36 @@ def test_a_loss_that_is_not_finite(small: list[str], command: Train, tmp_path: P
     assert max(steps) == len(metrics(out)) < 30 and f"step {max(steps) + 1}: " in ran.output
 
 
-def test_memory_that_is_not_enough(
-    small: list[str], command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.\nMore.")
+def _gpu_is_full(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.\nMore.")
 
+
+@pytest.mark.parametrize(
+    ("full", "words"),
+    [
+        (_gpu_is_full, ["(CUDA out of memory. Tried to allocate 8 GiB.)", "512 positions: set"]),
+        (
+            lambda *_: torch.empty(1 << 50),
+            ["(can't allocate memory: you tried", "without a GPU, attention takes memory"],
+        ),
+        (lambda *_: np.empty(1 << 50), ["(Unable to allocate 8.00 PiB", "512 positions: set"]),
+    ],
+)
+def test_memory_that_is_not_enough(
+    small: list[str], command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: object, words: list[str]
+) -> None:
     monkeypatch.setattr(Stepper, "step", full)
     ran = command(*small, "--out", tmp_path / "run")
-    assert ran.code == 2 and "Tried to allocate 8 GiB" in ran.output and "model.checkpointing: true" in ran.output
+    assert ran.code == 2 and "model.checkpointing: true" in ran.output, ran.output
+    assert all(word in ran.output for word in words), ran.output
+
+
+def test_an_error_that_is_ours_keeps_its_traceback(
+    small: list[str], command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stepper, "step", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        command(*small, "--out", tmp_path / "run")
 
 
 def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path: Path) -> None:

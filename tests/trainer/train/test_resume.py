@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import pytest
 import torch
 from commands import Train, metrics, start
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from trainer.step import Stepper
 
 EXACT = (
     "step",
@@ -119,3 +123,77 @@ def test_a_run_goes_on_only_as_it_was_started(run: Train, small: list[str], comm
     (out / "checkpoints" / "step-00000002" / "__0_0.distcp").write_bytes(b"")
     ran = command(*small, "--out", out, "--max-steps", "3", "--resume", "auto")
     assert ran.code == 2 and "cannot be read" in ran.output and "step-00000002" in ran.output
+    assert "Traceback" not in ran.output
+    ran = command("export", out, "--out", tmp_path / "model")
+    assert ran.code == 2 and "cannot be read" in ran.output and "step-00000002" in ran.output
+
+
+def test_a_validation_that_is_due_is_made_up_for(
+    run: Train, small: list[str], command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a signal in a step that has one, and after an end between the last checkpoint and the last validation."""
+    out = tmp_path / "run"
+    options = ["--max-steps", "3", "--set=data.validation_share=0.2", "--set=run.validate_every=1"]
+    run(tmp_path / "whole", *options)
+    step, validate = Stepper.step, Stepper.validate
+    validations = 0
+
+    def told_in_the_first(self: Stepper, number: int, *rest: Any) -> Any:
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number, *rest)
+
+    def stopped_in_the_last(self: Stepper, *rest: Any) -> Any:
+        nonlocal validations
+        validations += 1
+        if validations == 3:
+            raise KeyboardInterrupt
+        return validate(self, *rest)
+
+    monkeypatch.setattr(Stepper, "step", told_in_the_first)
+    monkeypatch.setattr(Stepper, "validate", stopped_in_the_last)
+    ran = command(*small, "--out", out, *options)
+    assert ran.code == 130 and "Stopped after step 1" in ran.output and validations == 0
+    ran = command(*small, "--out", out, *options, "--resume", "auto")
+    assert ran.code == 130 and saved(out)[-1] == 3
+    assert [row["step"] for row in metrics(out, "validation.csv")] == ["1", "2"]
+    assert not (out / "model").exists()
+    for _ in range(2):  # the second time, nothing is left to do
+        run(out, *options, "--resume", "auto")
+        assert metrics(out, "validation.csv") == metrics(tmp_path / "whole", "validation.csv")
+        assert validations == 4
+    assert_same(out, tmp_path / "whole")
+
+
+def test_a_run_is_the_same_in_every_working_directory(
+    run: Train, model: Path, command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    run(Path("run"), "--model", "model", "--max-steps", "1", "--set=data.cache=cache")
+    frozen = (tmp_path / "run" / "config.yaml").read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command("export", "../run", "--out", "exported").code == 0
+    run(Path("../run"), "--model", "../model", "--max-steps", "2", "--save-every", "7", "--resume", "auto")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == frozen  # what may change, changes for this time only
+    assert len(metrics(tmp_path / "run")) == 2 and (tmp_path / "cache").is_dir()
+
+
+def test_adapters_go_on_only_upon_the_weights_they_were_trained_on(
+    run: Train, small: list[str], model: Path, command: Train, tmp_path: Path
+) -> None:
+    base, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(model, base)
+    options = ["--model", base, "--set=model.tune=lora", "--set=model.lora_rank=2"]
+    run(out, *options, "--max-steps", "1")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] += 1e-3
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    message = "step-00000001: its adapters were trained on other weights than those that are now in model.path"
+    ran = command(*small, "--out", out, *options, "--max-steps", "2", "--resume", "auto")
+    assert ran.code == 2 and message in ran.output, ran.output
+    ran = command("export", out, "--out", tmp_path / "exported")
+    assert ran.code == 2 and message in ran.output and not (tmp_path / "exported").exists()
+    shutil.copy(model / "model.safetensors", base)
+    run(out, *options, "--max-steps", "2", "--resume", "auto")

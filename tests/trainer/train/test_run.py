@@ -101,8 +101,8 @@ def test_the_exported_model(done: Path, grids: Path, command: Train, tmp_path: P
     assert not torch.equal(trainer.load(earlier).model.vectors, vectors)
     ran = command("export", done, "--out", earlier, "--step", "3")
     assert ran.code == 2 and "no checkpoint of step 3; there are [4, 6]" in ran.output
-    ran = command("export", done, "--out", tmp_path)
-    assert ran.code == 2 and "exists; give another directory" in ran.output
+    ran = command("export", done, "--out", earlier)
+    assert ran.code == 2 and f"--out {earlier}: exists; give another directory" in ran.output
 
 
 def test_going_on_from_an_exported_model_keeps_what_was_learnt(done: Path, run: Train, tmp_path: Path) -> None:
