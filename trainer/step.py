@@ -47,7 +47,9 @@ class Stepper:
         Raises UserError where numbers are not finite; then nothing has been changed.
         """
         world, settings = self._world, self._settings
-        torch.manual_seed((settings.seed << 32) + number * world.size + world.rank)  # for models with dropout
+        # For models with dropout. Mixed, because torch's generator on the CPU looks at the lower 32 bits alone.
+        drawn = np.random.SeedSequence((settings.seed, number, world.rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0]))
         weight = sum(float(batch.weights.sum(dtype=np.float64)) for batch in batches)
         total = float(world.sum(torch.tensor([weight], dtype=torch.float64)))
         # FSDP2 takes the mean of the gradients of all processes; the loss is a sum over them.
