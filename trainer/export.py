@@ -30,7 +30,10 @@ def export(run: Path, directory: Path, step: int | None = None, replace: bool = 
     if directory.exists() and not replace:
         raise UserError(f"--out {directory}: exists; give another directory, or remove this one first")
     settings = config.read(frozen, {})
-    model = build(settings.model, described, settings.seed, settings.model.precision == "bf16")
+    try:
+        model = build(settings.model, described, settings.seed, settings.model.precision == "bf16")
+    except UserError as error:  # speaks of options that this command does not have
+        raise UserError(f"{frozen}: {error}") from None
     chosen = done[-1] if step is None else step
     checkpoint.restore_model(run, chosen, model)
     dtype = torch.bfloat16 if settings.model.precision == "bf16" else torch.float32

@@ -45,6 +45,8 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         _whole("cells", self.cells, least=1)
+        if self.cells >= 2**31:
+            raise UserError(f"cells: {self.cells}: must be below {2**31}")
         _whole("packs_per_step", self.packs_per_step, least=1)
         _whole("seed", self.seed, least=0)
         _one_of("silence", self.silence, get_args(Silence))

@@ -37,6 +37,7 @@ from trainer.step import Stepper
         (["--set=data.streams=[user,outputs]"], "outputs: no such stream; the dataset has user, think, output"),
         (["--set=data"], "--set data: must be KEY=VALUE"),
         (["--set=data=5"], "data must hold keys and values"),
+        (["--set=data.cells=10000000000"], "cells: 10000000000: must be below 2147483648"),
         (["--set=data.cells=null"], "data.cells: None: must be a whole number"),
         (["--set=data.loss={think: much}"], "data.loss.think: 'much': must be a number"),
         (["--set=data.silence_loss={think: null}"], "data.silence_loss.think: None: must be a number"),

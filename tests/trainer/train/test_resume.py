@@ -195,5 +195,9 @@ def test_adapters_go_on_only_upon_the_weights_they_were_trained_on(
     assert ran.code == 2 and message in ran.output, ran.output
     ran = command("export", out, "--out", tmp_path / "exported")
     assert ran.code == 2 and message in ran.output and not (tmp_path / "exported").exists()
+    base.rename(tmp_path / "moved")
+    ran = command("export", out, "--out", tmp_path / "exported")
+    assert ran.code == 2 and f"run/config.yaml: --model {base}: no such directory" in ran.output
+    (tmp_path / "moved").rename(base)
     shutil.copy(model / "model.safetensors", base)
     run(out, *options, "--max-steps", "2", "--resume", "auto")
