@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from trainer.attention import Index, build_index
 
 POLICIES = ("default", "everyone", "earlier", "own", "own and first", "nobody", "one sees nobody", "pairs", "random")
+STREAMS = (1, 2, 3, 5, 10, 24, 90, 200)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Cells:
     @property
     def size(self) -> int:
         return len(self.rows)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs attend, beside every cell to itself."""
+        return int(mask(self).sum()) - self.size
 
     @property
     def index(self) -> Index:
@@ -82,22 +88,28 @@ def policy(name: str, streams: int, rng: np.random.Generator) -> NDArray[Any] | 
 
 
 def draw(seed: int, most: int = 80) -> Cells:
-    """Cells number ``seed``: policies, stream counts, padding, holes and silence in turn, so that all pairs occur."""
+    """Cells number ``seed``: policies, stream counts, padding, holes and silence in turn, so that all pairs occur.
+
+    There are about ``most`` cells, and more where two or three rows of many streams take more: a single row, in which
+    cells see nobody but themselves, is the exception for every number of streams.
+    """
     rng = np.random.default_rng(seed)
-    count = [1, 2, 3, 5, 10, 24, 90, 200][rng.integers(8)]
-    visibility = policy(POLICIES[seed % len(POLICIES)], count, rng)
-    if count > 20 and visibility is not None and seed % 3:
+    count = STREAMS[rng.integers(len(STREAMS))]
+    many = count > 24
+    name = POLICIES[seed % len(POLICIES)]
+    visibility = policy(name, count, rng)
+    if visibility is not None and ((many and name in ("earlier", "random")) or (count > 20 and rng.random() < 0.75)):
         visibility = visibility[rng.integers(0, count, 4)][rng.integers(0, 4, count)]  # few classes, many streams
-    drop = [0.0, 0.0, 0.2, 0.7][rng.integers(4)]
-    conversations = int(rng.choice([1, 1, 2, 5]))
+    drop = ([0.0, 0.5, 0.7, 0.8] if many else [0.0, 0.0, 0.2, 0.7])[rng.integers(4)]
+    conversations = int(rng.choice([1, 1, 2] if many else [1, 1, 2, 5]))
+    tallest = max(3, most // (count * conversations))
     parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     doc = 0
     for _ in range(conversations):
         if rng.random() < 0.25:
             padding = int(rng.integers(1, 9))
             parts.append((np.zeros(padding, int), np.zeros(padding, int), np.full(padding, -1)))
-        longest = max(1, most // (count * conversations))
-        height = int(rng.integers(1, longest + 1))
+        height = 1 if rng.random() < 0.1 else int(rng.integers(2, tallest + 1))
         row, stream = (x.reshape(-1) for x in np.indices((height, count)))
         row = row + rng.integers(3)
         kept = rng.random(row.size) >= drop
@@ -108,9 +120,22 @@ def draw(seed: int, most: int = 80) -> Cells:
         padding = int(rng.integers(1, 20))
         parts.append((np.zeros(padding, int), np.zeros(padding, int), np.full(padding, -1)))
     rows, streams, docs = (np.concatenate(column) for column in zip(*parts, strict=True))
-    silence = [None, None, 0.3, 0.7, 1.0][rng.integers(5)]
-    silent = None if silence is None else rng.random(rows.size) < silence
+    silence = rng.choice([0.0, 0.3, 0.7, 1.0], p=[0.4, 0.28, 0.28, 0.04])
+    silent = None if silence == 0 else rng.random(rows.size) < silence
     return Cells(rows, streams, docs, silent, visibility)
+
+
+def with_pairs(least: int, cells: int, most: int = 80) -> list[int]:
+    """Numbers of draws in which ``least`` pairs or more attend among at most so many cells, in few classes, as each takes
+    the interpreter its time: the first of every policy that lets anybody see another."""
+    found: dict[str, int] = {}
+    for seed in range(40 * len(POLICIES)):
+        name = POLICIES[seed % len(POLICIES)]
+        drawn = draw(seed, most)
+        if name not in found and drawn.size <= cells and drawn.pairs >= least and len(drawn.index.classes) <= 12:
+            found[name] = seed
+    assert found.keys() == set(POLICIES) - {"nobody"}
+    return sorted(found.values())
 
 
 def tensors(

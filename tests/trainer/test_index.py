@@ -11,6 +11,16 @@ from trainer.attention import build_index
 from trainer.attention.reference import dense_mask
 
 
+def test_most_draws_have_pairs() -> None:
+    """For few streams and for many: otherwise the tests below would prove little."""
+    drawn = [draw(seed, most=300) for seed in range(300)]
+    streams = np.array([len(np.unique(cells.streams)) for cells in drawn])
+    pairs = np.array([cells.pairs > 0 for cells in drawn])
+    for few, many in ((1, 1), (2, 24), (25, 90), (91, 200)):
+        assert pairs[(streams >= few) & (streams <= many)].mean() > 0.6
+    assert pairs.sum() > 200 and not pairs.all()
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_the_index_is_the_mask(seed: int) -> None:
     cells = draw(seed, most=300)
@@ -49,7 +59,7 @@ def test_silent_cells_are_not_in_the_lists() -> None:
 
 
 def test_numpy_and_torch_give_the_same() -> None:
-    cells = draw(3)
+    cells = draw(4)
     given = [cells.rows, cells.streams, cells.docs, cells.silent, cells.visibility]
     other = build_index(*(None if x is None else torch.from_numpy(x) for x in given))
     assert all(torch.equal(a, b) for a, b in zip(vars(cells.index).values(), vars(other).values(), strict=True))

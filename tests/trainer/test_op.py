@@ -54,7 +54,7 @@ def train(seed: int, reentrant: bool | None, compiled: bool) -> list[torch.Tenso
     return [loss.detach(), x.grad, *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("seed", [2, 5])
+@pytest.mark.parametrize("seed", [11, 17])
 def test_compiled_and_checkpointed_give_the_same_gradients(seed: int) -> None:
     wanted = train(seed, None, compiled=False)
     for reentrant, compiled in [(False, False), (True, False), (None, True), (False, True)]:
@@ -78,8 +78,8 @@ def test_another_index_does_not_compile_again() -> None:
 
 
 def test_the_operation_keeps_the_rules_of_torch() -> None:
-    cells = draw(5)
-    q, k, v, _ = tensors(5, cells.size, 2, 1, 32, torch.float32)
+    cells = draw(11)
+    q, k, v, _ = tensors(11, cells.size, 2, 1, 32, torch.float32)
     rows_first = q.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     for given in (q, rows_first):
         torch.library.opcheck(op._forward, (given, k, v, *op._tensors(cells.index), 0.2))
