@@ -13,7 +13,7 @@ seen_lo and seen_hi never along the keys, and a kernel needs to know nothing of 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -97,56 +97,57 @@ def _build(
     if not row.size:
         raise ValueError("there are no cells")
     size = row.size // sequences
-    doc_bounds, row_bounds = _bounds(row, doc, size)
+    row_of, first_of_doc = _rows(row, doc, size)
+    count = int(row_of[-1]) + 1
+    first_of_sequence = np.append(row_of[::size], count)
     classes: list[Class] = [(None, sounding)]
     if stream is not None and visibility is not None:
         classes = _classes(stream, visibility, sounding)
-    parts: list[list[tuple[Ints, ...]]] = [[] for _ in range(sequences)]  # of every sequence, class by class
+    parts: list[list[list[Ints]]] = [[] for _ in range(sequences)]  # of every sequence, class by class
     bounds = [[0] for _ in range(sequences)]
-    queries = [0] * sequences  # before this class
+    cells = np.arange(0, row.size, size, dtype=np.int32)  # before every sequence
+    queries, keys = np.zeros((2, sequences), np.int32)  # of every sequence, in earlier classes
     for asks, answers in classes:
+        query, key = _choose(asks, row_of, count), _choose(answers, row_of, count)
         # What holds for one cell of a row, or of a doc, holds for all of them.
-        query, asked, asked_before_doc, asked_before_row = _compact(asks, row.size, size, doc_bounds, row_bounds)
-        key, answered, answered_before_doc, answered_before_row = _compact(
-            answers, row.size, size, doc_bounds, row_bounds
-        )
-        asked_in_doc, answered_in_doc = _differences(asked_before_doc), _differences(answered_before_doc)
-        asked_in_row, answered_in_row = _differences(asked_before_row), _differences(answered_before_row)
-        lo, hi = answered_before_doc[:-1].repeat(asked_in_doc), answered_before_row[:-1].repeat(asked_in_row)
-        seen_lo, seen_hi = asked_before_row[1:].repeat(answered_in_row), asked_before_doc[1:].repeat(answered_in_doc)
-        for number in range(sequences):
-            if asked[number] == asked[number + 1]:
-                continue  # nobody of this class is in this sequence
-            own_queries, own_keys = (
-                slice(asked[number], asked[number + 1]),
-                slice(answered[number], answered[number + 1]),
-            )
-            cells = np.int32(number * size)
-            more_keys = np.int32(bounds[number][-1] - answered[number])
-            more_queries = np.int32(queries[number] - asked[number])
+        asked, answered = query.before.take(first_of_doc), key.before.take(first_of_doc)
+        lo, hi = answered[:-1].repeat(np.diff(asked)), key.before.take(query.rows)
+        seen_lo, seen_hi = query.before[1:].take(key.rows), asked[1:].repeat(np.diff(answered))
+        # Positions so far are among all sequences, and in this class alone.
+        asked, answered = query.before.take(first_of_sequence), key.before.take(first_of_sequence)
+        own_queries, own_keys = np.diff(asked), np.diff(answered)
+        more_queries, more_keys = queries - asked[:-1], keys - answered[:-1]
+        for column, more, own in (
+            (query.cells, -cells, own_queries),
+            (lo, more_keys, own_queries),
+            (hi, more_keys, own_queries),
+            (key.cells, -cells, own_keys),
+            (seen_lo, more_queries, own_keys),
+            (seen_hi, more_queries, own_keys),
+        ):
+            column += more.repeat(own)  # in place: what is allocated anew is paid for page by page
+        own_keys[own_queries == 0] = 0  # nobody of this class is in this sequence: it has no list there
+        queries += own_queries
+        keys += own_keys
+        for number in own_queries.nonzero()[0].tolist():
+            of_queries = slice(asked[number], asked[number + 1])
+            of_keys = slice(answered[number], answered[number + 1])
             parts[number].append(
-                (
-                    query[own_queries] - cells,
-                    lo[own_queries] + more_keys,
-                    hi[own_queries] + more_keys,
-                    key[own_keys] - cells,
-                    seen_lo[own_keys] + more_queries,
-                    seen_hi[own_keys] + more_queries,
-                )
+                [*(x[of_queries] for x in (query.cells, lo, hi)), *(x[of_keys] for x in (key.cells, seen_lo, seen_hi))]
             )
-            queries[number] += asked[number + 1] - asked[number]
-            bounds[number].append(bounds[number][-1] + answered[number + 1] - answered[number])
+            bounds[number].append(int(keys[number]))
     return [_index(own, own_bounds) for own, own_bounds in zip(parts, bounds, strict=True)]
 
 
-def _index(parts: list[tuple[Ints, ...]], bounds: list[int]) -> Index:
+def _index(parts: list[list[Ints]], bounds: list[int]) -> Index:
     """The index of one sequence, from the columns of its classes."""
-    columns = parts[0] if len(parts) == 1 else tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    columns = parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Index(*map(torch.from_numpy, (*columns, np.array(bounds))))
 
 
-def _bounds(row: Ints, doc: Ints, size: int) -> tuple[Ints, Ints]:
-    """Where the conversations begin, and where the rows do, and the number of cells behind both; int64.
+def _rows(row: Ints, doc: Ints, size: int) -> tuple[Ints, Ints]:
+    """The row of every cell, counted through all sequences [S]; the first row of every conversation, and how many there are
+    in all [D + 1].
 
     Padding cells are alone in both; a new sequence begins after ``size`` cells. Raises ValueError where the cells are out
     of order.
@@ -159,26 +160,20 @@ def _bounds(row: Ints, doc: Ints, size: int) -> tuple[Ints, Ints]:
         if doc.min() < -1:
             raise ValueError("docs must be -1 (padding) or a conversation's number")
         begins_doc |= padding
-    doc_bounds = _behind(begins_doc)
-    first = doc_bounds[:-1]
-    numbers = doc[first]
-    first, numbers = first[numbers >= 0], numbers[numbers >= 0]
-    if ((numbers[1:] <= numbers[:-1]) & (first[1:] // size == first[:-1] // size)).any():
-        raise ValueError("cells must be sorted by doc, and the cells of a doc must stand together")
+    first = begins_doc.nonzero()[0]
     begins_row = begins_doc.copy()
     begins_row[1:] |= row[1:] != row[:-1]
     if (~begins_doc[1:] & (row[1:] < row[:-1])).any():
         raise ValueError("the cells of a doc must be sorted by row")
-    return doc_bounds, _behind(begins_row)
+    bounds = np.append(begins_row.nonzero()[0], row.size)
+    row_of = np.arange(bounds.size - 1).repeat(np.diff(bounds))
+    first_of_doc = np.append(row_of.take(first), bounds.size - 1)
 
-
-def _behind(begins: Bools) -> Ints:
-    """Where runs begin, and the number of all cells."""
-    first = begins.nonzero()[0]
-    bounds = np.empty(first.size + 1, first.dtype)
-    bounds[:-1] = first
-    bounds[-1] = begins.size
-    return bounds
+    numbers = doc.take(first)
+    first, numbers = first[numbers >= 0], numbers[numbers >= 0]
+    if ((numbers[1:] <= numbers[:-1]) & (first[1:] // size == first[:-1] // size)).any():
+        raise ValueError("cells must be sorted by doc, and the cells of a doc must stand together")
+    return row_of, first_of_doc
 
 
 def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[Class]:
@@ -191,31 +186,34 @@ def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[Cl
     reads, class_of = np.unique(matrix, axis=0, return_inverse=True)
     if len(reads) == 1 and reads.all():
         return [(None, sounding)]
-    asking = class_of.reshape(-1)[stream]
+    asking = class_of.reshape(-1).astype(np.int16).take(stream)
     classes = []
     for number, readable in enumerate(reads):
         asks = asking == number
         if asks.any():
-            answers = readable[stream]
+            answers = readable.take(stream)
             classes.append((asks, answers if sounding is None else answers & sounding))
     return classes
 
 
-def _compact(
-    chosen: Bools | None, cells: int, size: int, doc_bounds: Ints, row_bounds: Ints
-) -> tuple[Ints, list[int], Ints, Ints]:
-    """The chosen cells in order, and how many of them stand before every sequence, doc and row, and before the end."""
+class _Chosen(NamedTuple):
+    """Some cells in order, the row of each, and how many of them stand before every row, and in all [R + 1]."""
+
+    cells: Ints
+    rows: Ints
+    before: Ints
+
+
+def _choose(chosen: Bools | None, row_of: Ints, count: int) -> _Chosen:
+    """The chosen cells of ``count`` rows; None: all."""
+    before = np.zeros(count + 1, np.int32)
     if chosen is None:
-        own = np.arange(cells, dtype=np.int32)
-        return own, list(range(0, cells + 1, size)), doc_bounds.astype(np.int32), row_bounds.astype(np.int32)
-    before = np.zeros(cells + 1, dtype=np.int32)
-    np.cumsum(chosen, out=before[1:])
-    return chosen.nonzero()[0].astype(np.int32), before[::size].tolist(), before[doc_bounds], before[row_bounds]
-
-
-def _differences(values: Ints) -> Ints:
-    """values[i + 1] - values[i]"""
-    return values[1:] - values[:-1]
+        np.cumsum(np.bincount(row_of), out=before[1:])
+        return _Chosen(np.arange(row_of.size, dtype=np.int32), row_of, before)
+    cells = chosen.nonzero()[0]
+    rows = row_of.take(cells)
+    np.cumsum(np.bincount(rows, minlength=count), out=before[1:])
+    return _Chosen(cells.astype(np.int32), rows, before)
 
 
 def _array(values: Cells) -> NDArray[Any]:
