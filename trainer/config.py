@@ -119,7 +119,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:  # torch's generators take 64 bits; the number of the step has the lower half
+        if not 0 <= self.seed < 2**32:  # torch's generator on the CPU looks at no more bits
             raise UserError(f"seed: {self.seed}: must be from 0 to {2**32 - 1}")
 
     def to_yaml(self) -> str:
