@@ -83,7 +83,8 @@ def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
     _claim(run, settings, resume, world)
     described = describe(dataset, loader, settings.data)
     bf16 = settings.model.precision == "bf16"
-    model = build(settings.model, described, settings.seed, bf16)
+    rows = max(part.rows for part in (loader, held_out) if part is not None)
+    model = build(settings.model, described, settings.seed, bf16, rows)
     _check_vocabulary(settings.model.path, dataset, model)
     base = checkpoint.base_of(model)
     if world.first and not checkpoint.steps(run):  # as long as there is none, the run is yet to start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from commands import Train, metrics
 from running import ROOT
 from tiny import decoder
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig
 
 from trainer.step import Stepper
 
@@ -109,6 +110,11 @@ def test_models_that_do_not_fit(small: list[str], command: Train, grids: Path, t
     AutoModelForCausalLM.from_config(windowed).save_pretrained(tmp_path / "windowed")
     ran = command(*small, "--out", out, "--model", tmp_path / "windowed")
     assert ran.code == 2 and "wants a sliding window" in ran.output
+
+    few = GPT2Config(vocab_size=8256, n_embd=64, n_layer=1, n_head=2, n_positions=8, attn_pdrop=0.0)
+    AutoModelForCausalLM.from_config(few).save_pretrained(tmp_path / "short")
+    ran = command(*small, "--out", out, "--model", tmp_path / "short")
+    assert ran.code == 2 and re.search("has no position .* and the longest conversation has .* rows", ran.output)
 
     (tmp_path / "empty").mkdir()
     ran = command(*small, "--out", out, "--model", tmp_path / "empty")
