@@ -477,10 +477,15 @@ def _page(lines: Callable[[int], Iterator[Text]], no_pager: bool) -> None:
     try:
         for line in text:
             click.echo(line, nl=False, color=True)
-    except BrokenPipeError:  # the reader has seen enough, as in `pipeline show | head`
-        nobody = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nobody, sys.stdout.fileno())  # for what is still on its way there
-        os.close(nobody)
+    except BrokenPipeError:
+        _nobody_reads()
+
+
+def _nobody_reads() -> None:
+    """The reader has seen enough, as in `pipeline show | head`: what is still on its way there goes nowhere."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, sys.stdout.fileno())
+    os.close(nobody)
 
 
 @contextmanager
@@ -497,7 +502,10 @@ def _bar(doing: str) -> Iterator[Callable[[int, int], None]]:
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False)
+    # rich would end the command, with 1: but that stands for something wrong with the data.
+    console.on_broken_pipe = _nobody_reads  # type: ignore[method-assign]
+    return console
 
 
 def _print_json_line(document: Any) -> None:
