@@ -14,18 +14,15 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import NamedTuple
 
-from pipeline.engines.build import build_engine
 from pipeline.engines.protocol import Model
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
 from pipeline.plan.plan import Plans
 from pipeline.read.containers import Record
 from pipeline.recipe import Recipe
-from pipeline.teach.answers import AnswerStore
-from pipeline.teach.asking import Asker
+from pipeline.teach.build import build_asker
 from pipeline.teach.counters import Counters
-from pipeline.teach.patience import patience
-from pipeline.teach.shard import ShardTeacher, probe_for
+from pipeline.teach.shard import ShardTeacher
 
 #: Shards that one worker plans at a time.
 SHARDS_AT_ONCE = 2
@@ -75,20 +72,7 @@ class Teacher:
         spec = setup.engine
         # What can fail comes first, and what must be let go afterwards: nothing of it is left where this raises.
         self._shards = ShardTeacher(recipe, lambda _: self._asker.conversation(prompt), spec.concurrency)
-        engine, probe = build_engine(spec), probe_for(recipe)
-        self._store = AnswerStore(setup.answers)
-        self._asker = Asker(
-            engine,
-            self._store,
-            recipe.teacher,
-            model=setup.model,
-            concurrency=spec.concurrency,
-            probe=probe,
-            warm_up=spec.kind == "vllm" or len(spec.where) == 1,
-            shared=spec.kind == "http",
-            rounds=setup.rounds,
-            **patience(spec)._asdict(),
-        )
+        self._asker, self._store = build_asker(spec, recipe, setup.model, setup.answers, setup.rounds)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
         self._thread.start()

@@ -10,7 +10,6 @@ from typing import NamedTuple, Self
 
 from rich.text import Text
 
-from pipeline.engines.build import build_engine
 from pipeline.engines.identify import identify, pin
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import Rejected, UserError
@@ -23,11 +22,12 @@ from pipeline.read.cut import Cut, cuts, records
 from pipeline.read.inputs import InputFile
 from pipeline.read.scan import peek
 from pipeline.recipe import Recipe
-from pipeline.teach.answers import AnswerStore
-from pipeline.teach.asking import Asker
-from pipeline.teach.patience import patience
+from pipeline.teach.build import build_asker
 from pipeline.teach.recorder import PromptRecorder
-from pipeline.teach.shard import ShardTeacher, parts_to_plan, probe_for, teaching_planner
+from pipeline.teach.shard import ShardTeacher, parts_to_plan, teaching_planner
+
+#: How often a preview that waits looks whether the engine answers, and how long it says nothing more of it.
+_LOOK_SECONDS, _AGAIN_SECONDS = 1.0, 60.0
 
 
 class PreviewTeacher:
@@ -62,19 +62,10 @@ class PreviewTeacher:
             folder = answers or held.enter_context(tempfile.TemporaryDirectory())
             runner = self._runner = held.enter_context(asyncio.Runner())
             model = runner.run(identify(spec))
-            engine = build_engine(spec)
-            store = AnswerStore(folder)
+            asker, store = build_asker(spec, recipe, model, folder)
             held.callback(lambda: runner.run(store.close()))
-            asker = Asker(
-                engine,
-                store,
-                recipe.teacher,
-                model=model,
-                concurrency=spec.concurrency,
-                probe=probe_for(recipe),
-                **patience(spec)._asdict(),
-            )
             held.callback(lambda: runner.run(asker.close()))
+            self._asker, self._notice = asker, notice
             self._held = held.pop_all()
 
     def __enter__(self) -> Self:
@@ -85,13 +76,28 @@ class PreviewTeacher:
 
     def plan(self, cut: Cut, found: Sequence[Record]) -> Plans:
         """The plans of some records."""
-        plans = self._runner.run(self._teacher.plan(cut.file, cut.format, found))
+        plans = self._runner.run(self._plan(cut, found))
         self._plans.update(plans.by_id)
         for record in found:
             parts = parts_to_plan(self._recipe, cut.format, record)
             if parts is not None:
                 self._parts[f"{cut.file}:{record.number}"] = parts
         return plans
+
+    async def _plan(self, cut: Cut, found: Sequence[Record]) -> Plans:
+        """Plans; while they are waited for, the user is told when the engine does not answer."""
+        telling = asyncio.create_task(self._tell())
+        try:
+            return await self._teacher.plan(cut.file, cut.format, found)
+        finally:
+            telling.cancel()
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._asker.trouble:
+                self._notice(f"the engine does not answer: {self._asker.trouble}; it is tried again")
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     def lines(self, record_id: str, width: int) -> Iterator[Text]:
         """What was asked and said about one record, and its plan."""

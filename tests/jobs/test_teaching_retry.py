@@ -244,7 +244,8 @@ def test_a_teacher_that_cannot_be_had_leaves_nothing(
         raise UserError("cannot be had")
 
     monkeypatch.setattr(
-        "pipeline.teach.answers.AnswerStore._catch_up" if broken == "store" else "jobs.teaching.build_engine", fail
+        "pipeline.teach.answers.AnswerStore._catch_up" if broken == "store" else "pipeline.teach.build.build_engine",
+        fail,
     )
     (tmp_path / "script").write_text('{"text": "{}"}\n')
     spec = EngineSpec("scripted", (str(tmp_path / "script"),))
@@ -271,7 +272,7 @@ def test_a_preview_that_cannot_be_had_leaves_nothing(tmp_path: Path, monkeypatch
 
     (tmp_path / "script").write_text('{"text": "{}"}\n')
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("pipeline.look.teacher.probe_for", fail)  # the last step, with all others behind it
+    monkeypatch.setattr("pipeline.teach.build.probe_for", fail)  # the last step, with all others behind it
     threads, files = set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())
     with pytest.raises(UserError, match="cannot be had"):
         PreviewTeacher(load_recipe("align"), EngineSpec("scripted", (str(tmp_path / "script"),)), None)
