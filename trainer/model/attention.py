@@ -20,10 +20,10 @@ NAME = "streams"
 
 #: What a model may hand to an attention function, and how it is called where a model is refused.
 _NOT_COMPUTED = {
-    "softcap": "soft-capping of attention scores (softcap)",
-    "s_aux": "attention sinks (s_aux)",
-    "sliding_window": "a sliding window (sliding_window; where it can be done without, set it to null in config.json)",
-    "dropout": "attention dropout (dropout; set it to 0 in config.json)",
+    "softcap": "soft-capping of attention scores",
+    "s_aux": "attention sinks",
+    "sliding_window": "a sliding window, which may be set to null where it can be done without",
+    "dropout": "attention dropout, which may be set to 0",
     "attention_mask": "an attention mask of its own",
 }
 #: Said to every attention function, and without a meaning here.
@@ -65,7 +65,7 @@ def attend(
 def _refuse(module: nn.Module, options: dict[str, Any]) -> None:
     """Raise UserError for options that change what is computed, naming all of them."""
     wanted = [
-        _NOT_COMPUTED.get(name, f"'{name}', which stream attention does not know")
+        _NOT_COMPUTED.get(name, f"'{name}', which stream attention does not know") + _said_in(module, name, given)
         for name, given in options.items()
         if name not in _NO_MATTER and given is not None and not (isinstance(given, bool | int | float) and not given)
     ]
@@ -73,6 +73,16 @@ def _refuse(module: nn.Module, options: dict[str, Any]) -> None:
         raise UserError(
             f"the attention of this model ({type(module).__name__}) wants {' and '.join(wanted)}; it cannot be trained here"
         )
+
+
+def _said_in(module: nn.Module, name: str, given: Any) -> str:
+    """The keys of config.json that an option comes from, as far as they can be told: models call them differently."""
+    config: Any = getattr(module, "config", None)
+    if config is None or not isinstance(given, int | float):
+        return f" ({name})"
+    words = ("att", "drop") if name == "dropout" else (name,)
+    keys = [key for key, value in config.to_dict().items() if value == given and all(word in key for word in words)]
+    return f" ({', '.join(keys)} in config.json)" if keys else f" ({name})"
 
 
 AttentionInterface.register(NAME, attend)

@@ -41,8 +41,9 @@ LATENT |= {"kv_lora_rank": 16, "head_dim": 16, "first_k_dense_replace": 2}
     [
         ("Gemma2", {}, "softcap"),
         ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "attention sinks"),
-        ("Mistral", {"sliding_window": 64}, "sliding window"),
-        ("Llama", {"attention_dropout": 0.1}, "attention dropout"),
+        ("Mistral", {"sliding_window": 64}, r"sliding window.*null.*\(sliding_window in config.json\)"),
+        ("Llama", {"attention_dropout": 0.1}, r"attention dropout.*to 0 \(attention_dropout in config.json\)"),
+        ("GPT2", {"attn_pdrop": 0.2}, r"attention dropout.*\(attn_pdrop in config.json\)"),
         ("Jamba", MAMBA, "layer 0 is not attention .JambaMambaMixer"),
         ("Qwen3Next", EXPERTS | {"layer_types": ["full_attention", "linear_attention"]}, "layer 1 is not attention"),
         ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layer 0 is not attention"),
