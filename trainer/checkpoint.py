@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from pipeline.errors import UserError
 from trainer.distributed import World
-from trainer.files import put_folder, write
+from trainer.files import beside_of, complete, put_folder, write
 from trainer.model.streams import StreamModel
 from trainer.model.vocabulary import tables
 
@@ -54,6 +54,26 @@ def folder(run: Path, step: int) -> Path:
     return run / _FOLDER / f"step-{step:08}"
 
 
+def standing(run: Path) -> str:
+    """What there is to go on from, in words."""
+    done = steps(run)
+    return f"the checkpoint of step {done[-1]} stands" if done else "there is no checkpoint yet"
+
+
+def incomplete(run: Path) -> list[Path]:
+    """Folders with the name of a checkpoint that are none: the file that is written last is not there."""
+    return sorted(path for path in (run / _FOLDER).glob("step-*") if not (path / _STATE).exists())
+
+
+def tidy(run: Path) -> None:
+    """Delete what a run that was killed had begun to write: it takes the space that the next checkpoint needs."""
+    for left in (*run.glob(".*.writing"), *(run / _FOLDER).glob(".step-*.writing")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 def base_of(model: StreamModel) -> str | None:
     """A hash over the weights that stay as they are, which no checkpoint holds; None where all of them train."""
     frozen = [p for p in model.parameters() if not p.requires_grad]
@@ -72,19 +92,29 @@ def base_of(model: StreamModel) -> str | None:
 
 
 def save(run: Path, progress: Progress, model: StreamModel, optimizer: Optimizer, world: World, keep: int) -> None:
-    """Write a checkpoint; all processes call this. Then the oldest are removed, so that ``keep`` stay."""
+    """Write a checkpoint; all processes call this. Then the oldest are removed, so that ``keep`` stay.
+
+    Raises UserError where the disk is at fault. Nothing stays of a checkpoint that was not finished.
+    """
     final = folder(run, progress.step)
-    beside = final.with_name(f".{final.name}.writing")
+    beside = beside_of(final)
     if world.first:
-        for left in (final.parent).glob(".step-*.writing"):
-            shutil.rmtree(left)
-        beside.mkdir(parents=True)
-    world.barrier()
-    with _quiet():
-        dcp.save(_state(model, optimizer), checkpoint_id=beside, no_dist=world.size == 1)
+        tidy(run)
+    with complete(final, beside):
+        if world.first:
+            beside.mkdir(parents=True)
+        world.barrier()
+        try:
+            with _quiet():
+                dcp.save(_state(model, optimizer), checkpoint_id=beside, no_dist=world.size == 1)
+        except dcp.api.CheckpointException as error:  # whatever happens amid it, this included, is wrapped
+            if any(isinstance(cause, KeyboardInterrupt) for cause, _ in error.failures.values()):
+                raise KeyboardInterrupt from None
+            raise
+        if world.first:
+            write(beside / _STATE, json.dumps(asdict(progress)))
+            put_folder(beside, final)
     if world.first:
-        write(beside / _STATE, json.dumps(asdict(progress)))
-        put_folder(beside, final)
         for old in steps(run)[:-keep]:
             shutil.rmtree(folder(run, old))
     world.barrier()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from pipeline.errors import UserError
 from trainer.model.attention import decoder_layers
 from trainer.model.streams import StreamModel
+
+#: How long a process that must end waits for the first one to say why.
+_PATIENCE = timedelta(seconds=5)
+
+
+class Said(Exception):
+    """A user's error that all processes met alike, in one that leaves it to the first to say so."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,28 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """Raise Said in place of a UserError in processes that are not the first, where the first met the same."""
+        try:
+            yield
+        except UserError as error:
+            if self.size > 1 and self._said(str(error)):
+                raise Said from None
+            raise
+
+    def _said(self, message: str) -> bool:
+        """Whether the first process says this. No collective: others may be anywhere."""
+        store = dist.distributed_c10d._get_default_store()
+        if self.first:
+            store.set("error", message)
+            return False
+        try:
+            store.wait(["error"], _PATIENCE)
+            return bool(store.get("error").decode() == message)
+        except RuntimeError:  # it is about something else, or has gone
+            return False
+
     def stop(self) -> None:
         """Take leave of the others."""
         if self.size > 1 and dist.is_initialized():
@@ -59,16 +91,23 @@ def start(device: str | None = None) -> World:
         place = torch.device(kind)
     except RuntimeError:
         raise UserError(f"--device {kind}: no such device; give cpu or cuda") from None
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     if place.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {kind}: torch finds no GPU; --device cpu trains a small model")
         if size > 1 or place.index is None:
-            if local >= torch.cuda.device_count():
+            if here > torch.cuda.device_count():  # all processes find that
                 raise UserError(
-                    f"{size} processes, but torch finds {torch.cuda.device_count()} GPUs; start one for each"
+                    f"{here} processes, but torch finds {torch.cuda.device_count()} GPUs; start one for each"
                 )
             place = torch.device("cuda", local)
-        torch.cuda.set_device(place)
+    try:
+        torch.zeros(1, device=place).item()
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+    except (RuntimeError, AssertionError, ImportError) as error:  # a device that torch knows, and does not have
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"--device {kind}: this torch cannot use it ({reason}); give cpu or cuda") from None
     if size > 1:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     return World(rank, size, place)

@@ -9,7 +9,6 @@ streams.json                       layout, token ids, and how the model was trai
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import UserError
 from pipeline.store.dataset import Layout
-from trainer.files import put_folder
+from trainer.files import new_folder
 from trainer.model import description, lora
 from trainer.model.build import VECTORS_FILE, open_backbone
 from trainer.model.description import Description
@@ -43,18 +42,15 @@ def write(model: StreamModel, described: Description, tokenizer: str, directory:
 
     The directory is written beside and renamed; one that is there already is replaced.
     """
-    beside = directory.with_name(f".{directory.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     lora.merge(model.backbone)
     model.join_rows()
     model.backbone.to(dtype)  # type: ignore[arg-type]
-    model.backbone.save_pretrained(beside)
-    save_file({"vectors": model.vectors.detach().float().cpu().contiguous()}, beside / VECTORS_FILE)
-    (beside / TOKENIZER_FILE).write_text(tokenizer)
-    (beside / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
-    (beside / description.FILE).write_text(described.encode())
-    put_folder(beside, directory)
+    with new_folder(directory) as beside:
+        model.backbone.save_pretrained(beside)
+        save_file({"vectors": model.vectors.detach().float().cpu().contiguous()}, beside / VECTORS_FILE)
+        (beside / TOKENIZER_FILE).write_text(tokenizer)
+        (beside / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
+        (beside / description.FILE).write_text(described.encode())
 
 
 def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Loaded:
