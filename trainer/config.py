@@ -57,7 +57,8 @@ class OptimizerOptions:
     ``learning_rate``         of everything but what is new; ``stream_learning_rate``: of stream vectors.
     ``warmup_steps``          steps in which the rates rise from 0.
     ``schedule``              after that: ``constant``; ``cosine`` down to ``final_share`` of the rate at the last step;
-                              ``cooldown``: constant, and linear down to ``final_share`` in the last ``cooldown_steps``.
+                              ``cooldown``: constant, and linear down to ``final_share`` in the last ``cooldown_steps``
+                              (which must be given).
     ``weight_decay``          of matrices; not of vectors, biases and norms.
     ``clip``                  largest norm of the gradient; 0: no limit.
     """
@@ -121,6 +122,27 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:  # torch's generator on the CPU looks at no more bits
             raise UserError(f"seed: {self.seed}: must be from 0 to {2**32 - 1}")
+        if self.run.validate_every and not self.data.validation_share:
+            raise UserError(
+                f"run.validate_every: {self.run.validate_every}: nothing is held out to validate on: "
+                f"give data.validation_share, e.g. 0.05, or leave validate_every out"
+            )
+        self._check_cooldown()
+
+    def _check_cooldown(self) -> None:
+        """Raise UserError for a schedule that would be another one: constant, or never at the full rate."""
+        steps, last = self.optimizer.cooldown_steps, self.run.max_steps
+        if self.optimizer.schedule != "cooldown":
+            return
+        if not steps:
+            raise UserError(
+                "optimizer.cooldown_steps: 0: the schedule 'cooldown' needs to know in how many of the last steps the rate "
+                "falls: give optimizer.cooldown_steps, or another optimizer.schedule"
+            )
+        if last is not None and steps > last:  # without max_steps, asked again when the steps of an epoch are known
+            raise UserError(
+                f"optimizer.cooldown_steps: {steps}: more than the run's {last} steps: give fewer, or set run.max_steps higher"
+            )
 
     def to_yaml(self) -> str:
         """Everything, every default written out."""
@@ -219,19 +241,21 @@ def _value(hint: Any, given: Any, where: str, name: str) -> Any:
         return _value(next(option for option in options if option is not type(None)), given, where, name)
     if get_origin(hint) is Literal:
         if given not in options:
-            raise UserError(f"{where}{name}: {given!r}: must be one of {', '.join(map(str, options))}")
+            raise _mistyped(given, where, name, f"one of {', '.join(map(str, options))}")
         return given
     wanted = hint if isinstance(hint, type) else get_origin(hint)
     if wanted is float:
         return _number(given, where, name)
+    if wanted is int:
+        return _whole(given, where, name)
     if wanted is tuple:
         texts = [given] if isinstance(given, str) else given
         if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
-            raise UserError(f"{where}{name}: {given!r}: must be a list of names")
+            raise _mistyped(given, where, name, "a list of names")
         return tuple(texts)
-    words = {int: "a whole number", bool: "true or false", str: "text"}
-    if not isinstance(given, wanted) or (wanted is int and isinstance(given, bool)):
-        raise UserError(f"{where}{name}: {given!r}: must be {words.get(wanted, 'keys and values')}")
+    words = {bool: "true or false", str: "text"}
+    if not isinstance(given, wanted):
+        raise _mistyped(given, where, name, words.get(wanted, "keys and values"))
     if isinstance(given, dict):  # weights by stream
         return {str(stream): _number(weight, where, f"{name}.{stream}") for stream, weight in given.items()}
     return given
@@ -244,8 +268,27 @@ def _number(given: Any, where: str, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(given, bool) or not math.isfinite(number):
-        raise UserError(f"{where}{name}: {given!r}: must be a number")
+        raise _mistyped(given, where, name, "a number")
     return number
+
+
+def _whole(given: Any, where: str, name: str) -> int:
+    """A whole number, also one that is written as 1e3 or 1000.0. Raises UserError."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    try:
+        number = math.nan if isinstance(given, bool) else float(given)  # YAML reads 1e3, without a point, as text
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer():
+        raise _mistyped(given, where, name, "a whole number")
+    return int(number)
+
+
+def _mistyped(given: Any, where: str, name: str, wanted: str) -> UserError:
+    """What is said of a value that its option cannot have."""
+    remedy = "; leave it out for its default" if given is None else ""  # as in --set data.cells=
+    return UserError(f"{where}{name}: {given!r}: must be {wanted}{remedy}")
 
 
 def _least(name: str, value: float, least: float) -> None:

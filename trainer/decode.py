@@ -9,6 +9,8 @@ said and not with rows. Row r has position id r + 1; before it comes the silent 
     question = loaded.tokenizer.encode("Can it run?", add_special_tokens=False).ids
     for said in decoder.run(({"user": token} for token in question), rows=100):
         ...                                   # {"output": 4317}: what the predicted streams say in this row
+
+What a predicted stream says can be forced row by row: ``decoder.step({"user": 17, "output": 4317})``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from pipeline.errors import UserError
 from trainer.model.description import Description
 from trainer.model.streams import StreamModel
+from trainer.model.vocabulary import tables
 
 
 class _Cache:
@@ -61,6 +64,7 @@ class Decoder:
     def __init__(self, model: StreamModel, description: Description) -> None:
         self._model, self._description = model.eval(), description
         self._device = model.vectors.device
+        self._vocabulary = len(tables(model.backbone)[0])
         streams = description.layout.streams
         visibility = description.visibility()
         sees = torch.ones(len(streams), len(streams), dtype=torch.bool)
@@ -82,10 +86,14 @@ class Decoder:
     def step(self, said: Mapping[str, int]) -> torch.Tensor:
         """Go over one row: what is said in it, by stream; all others are silent, but for the ticks of clocks.
 
-        Returns the logits [len(predicted), V] of the next row. Raises UserError for a stream that the model does not have.
+        A predicted stream may be given, too: so it is forced to say something. Returns the logits [len(predicted), V] of the
+        next row. Raises UserError for a stream or a token that the model does not have.
         """
         if unknown := said.keys() - self._numbers.keys():
             raise UserError(f"no such stream: {', '.join(sorted(unknown))}; the model has {', '.join(self._numbers)}")
+        for name, token in said.items():
+            if not 0 <= token < self._vocabulary:
+                raise UserError(f"{name}: no such token: {token}; the model has ids from 0 to {self._vocabulary - 1}")
         row = self._position - self._description.virtual_rows
         ticks = {
             stream.name: self._description.tokenizer.tick_ids[stream.name]
@@ -104,7 +112,8 @@ class Decoder:
         """Decode rows: ``inputs`` gives what the world says, row by row, and then falls silent.
 
         ``choose`` makes tokens [n] of logits [n, V]. Yields what the predicted streams say in every row. Without virtual rows
-        they are silent in row 0, from which their first tokens are predicted.
+        they are silent in row 0, from which their first tokens are predicted. Raises UserError for an input to a predicted
+        stream, which is the model's own here: :meth:`step` is for forcing it.
         """
         silence = self._description.tokenizer.silence_id
         heard = iter(inputs)
@@ -114,7 +123,13 @@ class Decoder:
                 tokens = choose(self.logits).tolist()
                 said = {name: t for name, t in zip(self.predicted, tokens, strict=True) if t != silence}
             yield said
-            self.step({**next(heard, {}), **said})
+            inputs_of_row = next(heard, {})
+            if own := inputs_of_row.keys() & set(self.predicted):
+                raise UserError(
+                    f"{', '.join(sorted(own))}: the model says this itself, so it is no input of run(); "
+                    f"give it row by row to step(), which forces it"
+                )
+            self.step({**inputs_of_row, **said})
 
     @torch.no_grad()
     def _forward(self, said: Mapping[str, int]) -> torch.Tensor:

@@ -14,12 +14,11 @@ import msgspec
 
 from pipeline.errors import UserError
 from pipeline.store import manifest
-from pipeline.store.format import MANIFEST, RUN, TOKENIZER, WORK
+from pipeline.store.format import IDENTITY, MANIFEST, RUN, TOKENIZER, WORK
 from pipeline.store.identity import differences, identity_of, software
 from pipeline.store.manifest import Manifest, Shard
 from pipeline.store.place import Place
 
-_IDENTITY = f"{WORK}/identity.json"
 #: In the place of an identity: ``--fresh`` is deleting what was there before.
 _CLEARED: dict[str, Any] = {}
 #: What to do about another run's work.
@@ -84,7 +83,7 @@ def tidy(out: Place) -> None:
 
 def unfinished(out: Place) -> dict[str, Any] | None:
     """The identity of the run that was under way, or None where there is none."""
-    known = out.get(_IDENTITY)
+    known = out.get(IDENTITY)
     return None if known is None else json.loads(known)
 
 
@@ -131,7 +130,7 @@ def forget(out: Place) -> None:
 
 def _identify(out: Place, identity: dict[str, Any]) -> None:
     # In the order that keys have: a retry that goes on makes its manifest from this.
-    out.put(_IDENTITY, json.dumps(identity, ensure_ascii=False).encode())
+    out.put(IDENTITY, json.dumps(identity, ensure_ascii=False).encode())
 
 
 def _clear(out: Place) -> None:
@@ -142,7 +141,7 @@ def _clear(out: Place) -> None:
     _identify(out, _CLEARED)
     out.delete(MANIFEST)
     for name in out.names():
-        if _OWN.fullmatch(name) and name not in (_IDENTITY, f"{WORK}/lock"):
+        if _OWN.fullmatch(name) and name not in (IDENTITY, f"{WORK}/lock"):
             out.delete(name)
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow.fs import FileType
 
 from pipeline.errors import UserError
 from pipeline.grid.spans import Spans
 from pipeline.grid.tokens import Tokenizer
 from pipeline.layout import Layout
 from pipeline.store import manifest
-from pipeline.store.format import MANIFEST, SCHEMA, TOKENIZER
+from pipeline.store.format import IDENTITY, MANIFEST, SCHEMA, TOKENIZER
 from pipeline.store.manifest import Manifest
 from pipeline.store.place import Place
 
@@ -370,15 +371,26 @@ def open_dataset(location: str, silence_id: int | None = None) -> Dataset:
     Raises :class:`pipeline.errors.UserError` where there is no dataset, or where the manifest contradicts itself.
     """
     place = Place(str(location))
-    data = place.get(MANIFEST)
-    if data is None:
-        raise UserError(
-            f"{location}: no dataset: there is no {MANIFEST}; an unfinished run goes on with its own command"
-        )
-    made = manifest.decode(data, place.path(MANIFEST))
+    made = manifest.decode(read_manifest(place), place.path(MANIFEST))
     if made.counts.rows != sum(shard.rows for shard in made.shards):
         raise UserError(f"{place.path(MANIFEST)}: the rows of the shards do not add up to counts.rows")
     return Dataset(place, made, silence_id)
+
+
+def read_manifest(place: Place) -> bytes:
+    """The manifest as it is stored. Raises UserError, saying what is there instead and what to do, where there is none."""
+    data = place.get(MANIFEST)
+    if data is not None:
+        return data
+    kind = place.kind()
+    if kind == FileType.NotFound:
+        what = "it does not exist"
+    elif place.get(IDENTITY) is not None:
+        what = f"it is an unfinished run, without {MANIFEST} yet: it goes on with its own command"
+    else:
+        what = "it is a file" if kind == FileType.File else f"there is no {MANIFEST} in it"
+        what += f". A corpus must be converted first: pipeline convert --input {place} --out DIR"
+    raise UserError(f"{place}: no dataset: {what}")
 
 
 def _chunk(table: pa.Table, name: str) -> Any:

@@ -14,6 +14,8 @@ MANIFEST = "dataset.json"
 TOKENIZER = "tokenizer.json"
 RUN = "run.json"
 WORK = "_work"
+#: Which run is under way; gone when the dataset is finished.
+IDENTITY = f"{WORK}/identity.json"
 
 SPAN = pa.struct(
     [

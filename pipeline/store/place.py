@@ -104,6 +104,13 @@ class Place:
         except OSError as error:
             raise UserError(f"{self.path(name)}: cannot be read: {error}") from None
 
+    def kind(self) -> pafs.FileType:
+        """What is here: a directory, a file, or nothing."""
+        try:
+            return self._fs.get_file_info(self._root).type
+        except OSError as error:
+            raise UserError(f"{self}: cannot be read: {error}") from None
+
     def open(self, name: str) -> pa.NativeFile:
         """A file to read at random, memory-mapped where it is on a disk. Raises FileNotFoundError."""
         if self.local:

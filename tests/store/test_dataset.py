@@ -19,6 +19,7 @@ import pipeline
 from pipeline.errors import UserError
 from pipeline.grid.tokens import Tokenizer
 from pipeline.store.format import SCHEMA
+from pipeline.store.place import Place
 
 CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": {}}}
 RECORDS = [
@@ -158,7 +159,11 @@ def test_its_tokenizer_is_the_one_that_made_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: (folder / "dataset.json").unlink(), "no dataset"),
+        (
+            lambda folder: (folder / "dataset.json").unlink(),
+            r"no dataset: there is no dataset\.json in it\. A corpus must",
+        ),
+        (shutil.rmtree, "no dataset: it does not exist"),
         (lambda folder: (folder / "dataset.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "dataset.json").write_text('{"format_version": 99}'), "format version 99"),
         (lambda folder: (folder / "dataset.json").write_text("{}"), "required"),
@@ -169,6 +174,17 @@ def test_what_is_no_dataset_is_a_user_error(damage: Any, said: str, folder: Path
     damage(tmp_path / "copy")
     with pytest.raises(UserError, match=said):
         pipeline.open_dataset(str(tmp_path / "copy"))
+
+
+def test_a_corpus_and_an_unfinished_run_are_no_datasets_yet(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}\n")
+    with pytest.raises(
+        UserError, match=r"it is a file\. A corpus must be converted first: pipeline convert --input .*chats"
+    ):
+        pipeline.open_dataset(str(tmp_path / "chats.jsonl"))
+    Place(str(tmp_path / "grids")).put("_work/identity.json", b"{}")
+    with pytest.raises(UserError, match=r"it is an unfinished run.* goes on with its own command"):
+        pipeline.open_dataset(str(tmp_path / "grids"))
 
 
 @pytest.mark.parametrize("name", ["data/part-00001.parquet", "tokenizer.json"])

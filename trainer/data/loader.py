@@ -90,7 +90,7 @@ class Loader:
         if options.packs_per_step % world_size:
             valid = [n for n in range(1, options.packs_per_step + 1) if options.packs_per_step % n == 0]
             raise UserError(
-                f"packs_per_step: {options.packs_per_step} packs cannot be shared by {world_size} processes; "
+                f"data.packs_per_step: {options.packs_per_step} packs cannot be shared by {world_size} processes; "
                 f"start {_listed(valid)} processes, or choose a multiple of {world_size}"
             )
         self._where = str(dataset.place)
@@ -131,6 +131,11 @@ class Loader:
         """Rows of the longest conversation of this split, the virtual one included: position ids are below."""
         return int(self._data.num_rows[self._numbers].max()) + self._rules.virtual_rows
 
+    @property
+    def longest(self) -> int:
+        """Cells of the longest conversation that is trained with: ``cells`` need not be more."""
+        return int(self._lengths[self._numbers].max())
+
     def steps(self, epoch: int) -> int:
         """How many steps an epoch has."""
         return self.packing(epoch).steps
@@ -161,10 +166,13 @@ class Loader:
                 f"{self._where}: this is not the dataset that the run was started with: its manifest has changed "
                 f"(now {own['manifest'][:12]}, then {state['manifest'][:12]}). Go on with the old one, or start a new run"
             )
-        then, now = {**state, **state["options"]}, {**own, **own["options"]}
-        names = ["seed", "split", *own["options"]]
+        then, now = (
+            {"split": of["split"], "data.seed": of["seed"]}
+            | {f"data.{name}": value for name, value in of["options"].items()}
+            for of in (state, own)
+        )
         differing = [
-            f"{name} is {now[name]!r}, was {then.get(name)!r}" for name in names if now[name] != then.get(name)
+            f"{name} is {value!r}, was {then.get(name)!r}" for name, value in now.items() if value != then.get(name)
         ]
         if differing:
             raise UserError(
@@ -267,7 +275,7 @@ class Loader:
         own = held_out if self._split == "validation" else ~held_out
         if not own.any():
             raise UserError(
-                f"validation_share: {options.validation_share}: of {len(own)} conversations none is left for "
+                f"data.validation_share: {options.validation_share}: of {len(own)} conversations none is left for "
                 f"{'validation' if self._split == 'validation' else 'training'}; give another share, or more data"
             )
         too_long = own & (self._lengths > options.cells)
@@ -279,13 +287,16 @@ class Loader:
                 what += " when every silent cell counts, as it does in validation"
             if options.too_long == "error":
                 raise UserError(
-                    f"{self._where}: {what}; the longest needs {longest}. Set cells to at least that, "
-                    f"convert with shorter windows (--set rows.max=…), or drop them with 'too_long: drop'"
+                    f"{self._where}: {what}; the longest needs {longest}. Set data.cells to at least that, "
+                    f"convert into shorter conversations (pipeline convert --max-rows … --long window), or leave them out: "
+                    f"--set data.too_long=drop"
                 )
             _log.warning("%s: %s and are left out; the longest needs %d", self._where, what, longest)
         usable = np.flatnonzero(own & ~too_long & (self._lengths > 0))
         if not usable.size:
-            raise UserError(f"{self._where}: no conversation fits into {options.cells} positions; set cells higher")
+            raise UserError(
+                f"{self._where}: no conversation fits into {options.cells} positions; set data.cells higher"
+            )
         return usable, count
 
     def _planned(self, epoch: int) -> _Plan:

@@ -14,7 +14,7 @@ TooLong = Literal["error", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Raises UserError naming the option, where a value makes no sense.
+    """Raises UserError naming the option as the trainer does (``data.cells``), where a value makes no sense.
 
     ``cells``            S, the positions of one pack.
     ``packs_per_step``   packs of one optimiser step on all ranks together; a multiple of the world size.
@@ -44,17 +44,17 @@ class DataOptions:
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        _whole("cells", self.cells, least=1)
+        _whole("data.cells", self.cells, least=1)
         if self.cells >= 2**31:
-            raise UserError(f"cells: {self.cells}: must be below {2**31}")
-        _whole("packs_per_step", self.packs_per_step, least=1)
-        _whole("seed", self.seed, least=0)
-        _one_of("silence", self.silence, get_args(Silence))
-        _one_of("too_long", self.too_long, get_args(TooLong))
+            raise UserError(f"data.cells: {self.cells}: must be below {2**31}")
+        _whole("data.packs_per_step", self.packs_per_step, least=1)
+        _whole("data.seed", self.seed, least=0)
+        _one_of("data.silence", self.silence, get_args(Silence))
+        _one_of("data.too_long", self.too_long, get_args(TooLong))
         if not 0 < self.silence_rate <= 1:
-            raise UserError(f"silence_rate: {self.silence_rate}: must be above 0 and at most 1")
+            raise UserError(f"data.silence_rate: {self.silence_rate}: must be above 0 and at most 1")
         if not 0 <= self.validation_share < 1:
-            raise UserError(f"validation_share: {self.validation_share}: must be at least 0 and below 1")
+            raise UserError(f"data.validation_share: {self.validation_share}: must be at least 0 and below 1")
 
     def decisive(self) -> dict[str, Any]:
         """What decides which cells are trained when, as plain values: a run may only go on with the same."""

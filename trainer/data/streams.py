@@ -83,16 +83,16 @@ def choose(
     layout = dataset.layout
     index = layout.index()
     names = tuple(index) if names is None else names
-    _known("streams", names, index)
+    _known("data.streams", names, index)
     if not names:
-        raise UserError(f"streams: none given; the dataset has {', '.join(index)}")
+        raise UserError(f"data.streams: none given; the dataset has {', '.join(index)}")
     if len(set(names)) < len(names):
-        raise UserError(f"streams: {', '.join(names)}: every stream can be given once")
-    for option, weights in (("loss", loss or {}), ("silence_loss", silence_loss or {})):
+        raise UserError(f"data.streams: {', '.join(names)}: every stream can be given once")
+    for option, weights in (("data.loss", loss or {}), ("data.silence_loss", silence_loss or {})):
         _known(option, weights, index)
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"{option}: {name}: {weight}: must be a number from 0")
+                raise UserError(f"{option}.{name}: {weight}: must be a number from 0")
     streams = tuple(
         Stream(
             name,
@@ -104,8 +104,8 @@ def choose(
     )
     if not any(stream.loss for stream in streams):
         raise UserError(
-            f"streams: {', '.join(names)}: none of them has a loss weight, so there is nothing to learn; "
-            f"add a stream that the model writes, or give one a weight with 'loss'"
+            f"data.streams: {', '.join(names)}: none of them has a loss weight, so there is nothing to learn; "
+            f"add a stream that the model writes, or give one a weight with data.loss"
         )
     sees = np.array([[layout.sees(reader, other) for other in names] for reader in names], np.bool_)
     layout_numbers = tuple(index[name] for name in names)

@@ -97,16 +97,16 @@ def _check_positions(backbone: PreTrainedModel, name: str, x: torch.Tensor, rows
             backbone.get_decoder()(inputs_embeds=x, position_ids=positions, use_cache=False, stream_cells=cells)
         except IndexError:
             raise UserError(
-                f"{name}: has no position {last}, and the longest conversation has {rows} rows; convert with shorter "
-                f"windows (--set rows.max=…)"
+                f"{name}: has no position {last}, and the longest conversation has {rows} rows; convert into "
+                f"shorter ones (pipeline convert --max-rows … --long window)"
             ) from None
         queries.append(cells.asked)
     near, far = queries
     if not all(_close(far[module][:, :, :2], q[:, :, :2]) for module, q in near.items()):
         raise UserError(
             f"{name}: its position encoding changes when a conversation of {rows} rows is in a pack, for all others in it, "
-            f"too (rope_type 'longrope' or 'dynamic' in config.json): convert with windows as short as "
-            f"original_max_position_embeddings there (--set rows.max=…), or set another rope_type"
+            f"too (rope_type 'longrope' or 'dynamic' in config.json): convert into conversations of fewer than "
+            f"original_max_position_embeddings rows (pipeline convert --max-rows … --long window), or set another rope_type"
         )
 
 

@@ -23,7 +23,7 @@ from pipeline.layout_file import load_layout
 from pipeline.recipe import Recipe, from_manifest
 from pipeline.store import manifest
 from pipeline.store.counts import Counts
-from pipeline.store.dataset import Columns, Silence
+from pipeline.store.dataset import Columns, Silence, read_manifest
 from pipeline.store.format import (
     MANIFEST,
     RUN,
@@ -59,11 +59,7 @@ def validate(
     Raises :class:`UserError` where there is no dataset.
     """
     place = Place(str(location))
-    data = place.get(MANIFEST)
-    if data is None:
-        raise UserError(
-            f"{location}: no dataset: there is no {MANIFEST}; an unfinished run is resumed by its own command"
-        )
+    data = read_manifest(place)
     findings = Findings()
     try:
         made = manifest.decode(data, MANIFEST)

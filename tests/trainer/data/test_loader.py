@@ -186,9 +186,11 @@ def test_the_state_says_epoch_and_step(agents: Dataset) -> None:
 
 def test_going_on_with_something_else_is_refused(agents: Dataset, tmp_path: Path) -> None:
     state = Loader(agents, options()).state_dict()
-    with pytest.raises(UserError, match=r"loss is {'think': 0\.5}, was {}; silence_rate is 0\.2, was 0\.1\."):
+    with pytest.raises(
+        UserError, match=r"data\.loss is {'think': 0\.5}, was {}; data\.silence_rate is 0\.2, was 0\.1\."
+    ):
         Loader(agents, options(silence_rate=0.2, loss={"think": 0.5})).load_state_dict(state)
-    with pytest.raises(UserError, match="seed is 3, was 0"):
+    with pytest.raises(UserError, match=r"data\.seed is 3, was 0"):
         Loader(agents, options(seed=3)).load_state_dict(state)
     Loader(agents, options(cache=str(tmp_path / "elsewhere"))).load_state_dict(state)
     other = convert("--input", write_lines(tmp_path / "a.jsonl", 3), out=tmp_path / "grids")
@@ -323,23 +325,30 @@ def refused(dataset: Dataset, **given: Any) -> str:
 
 def test_what_cannot_be_is_refused_and_says_what_can(agents: Dataset) -> None:
     said = refused(agents, world_size=5)
-    assert "cannot be shared by 5 processes; start 1, 2, 3, 4, 6 or 12 processes, or choose a multiple of 5" in said
+    assert said.startswith(
+        "data.packs_per_step: 12 packs cannot be shared by 5 processes; "
+        "start 1, 2, 3, 4, 6 or 12 processes, or choose a multiple of 5"
+    )
     said = refused(agents, cells=2048)
     assert "of 85 conversations do not fit into 2048 positions; the longest needs 8068" in said
-    assert "too_long: drop" in said
-    assert "no conversation fits into 1 positions; set cells higher" in refused(agents, cells=1, too_long="drop")
-    assert "streams: userr, out: no such stream; the dataset has system, " in refused(agents, streams=("userr", "out"))
-    assert "every stream can be given once" in refused(agents, streams=("user", "user"))
-    assert "none of them has a loss weight" in refused(agents, streams=("user", "system"))
-    assert "none given" in refused(agents, streams=())
-    assert "loss: outputt: no such stream" in refused(agents, loss={"outputt": 1.0})
-    assert "silence_loss: think: -1" in refused(agents, silence_loss={"think": -1})
-    assert "none is left for validation" in refused(agents, split="validation")
+    assert "Set data.cells to" in said and "--max-rows … --long window" in said and "--set data.too_long=drop" in said
+    assert "no conversation fits into 1 positions; set data.cells higher" in refused(agents, cells=1, too_long="drop")
+    assert "data.streams: userr, out: no such stream; the dataset has system, " in refused(
+        agents, streams=("userr", "out")
+    )
+    assert "data.streams: user, user: every stream can be given once" in refused(agents, streams=("user", "user"))
+    assert "data.streams: user, system: none of them has a loss weight" in refused(agents, streams=("user", "system"))
+    assert "data.streams: none given" in refused(agents, streams=())
+    assert "data.loss: outputt: no such stream" in refused(agents, loss={"outputt": 1.0})
+    assert "data.silence_loss.think: -1" in refused(agents, silence_loss={"think": -1})
+    assert "data.validation_share: 0.0: of 85 conversations none is left for validation" in refused(
+        agents, split="validation"
+    )
     for name, value in (
         ("cells", 0), ("packs_per_step", True), ("seed", -1), ("silence", "drop"), ("too_long", "cut"),
         ("silence_rate", 0.0), ("silence_rate", 1.5), ("validation_share", 1.0),
     ):  # fmt: skip
-        assert refused(agents, **{name: value}).startswith(f"{name}: {value!r}: must be")
+        assert refused(agents, **{name: value}).startswith(f"data.{name}: {value!r}: must be")
 
 
 def test_validation_says_why_it_needs_more(tmp_path: Path) -> None:

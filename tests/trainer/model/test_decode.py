@@ -75,8 +75,26 @@ def test_run_feeds_back_what_the_model_says() -> None:
         tokens = again.logits.argmax(-1).tolist()
         assert said[row] == {n: t for n, t in zip(("think", "output"), tokens, strict=True) if t != SILENCE}
         again.step({**(inputs[row] if row < 3 else {}), **said[row]})
+
+
+def test_what_the_model_does_not_have_is_refused_before_anything_is_remembered() -> None:
+    run = Decoder(StreamModel(decoder(), 3).eval(), described())
     with pytest.raises(UserError, match="no such stream: tool"):
         run.step({"tool": 1})
+    for token in (64, -1):
+        with pytest.raises(UserError, match=f"^user: no such token: {token}; the model has ids from 0 to 63$"):
+            run.step({"output": 1, "user": token})
+    assert run.cached == 0
+    run.step({"user": 63})
+    assert run.cached == 1
+
+
+def test_what_the_model_says_itself_is_no_input() -> None:
+    run = Decoder(StreamModel(decoder(), 3).eval(), described())
+    rows = run.run([{"user": 5}, {"user": 6, "output": 2}], rows=3)
+    with pytest.raises(UserError, match=r"^output: the model says this itself.* step\(\)"):
+        list(rows)
+    run.step({"output": 2})
 
 
 @torch.no_grad()

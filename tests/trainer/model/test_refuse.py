@@ -85,7 +85,7 @@ def test_positions_of_one_conversation_do_not_change_another() -> None:
     backbone = longrope()
     use_streams(backbone)
     check(backbone, rows=64)
-    with pytest.raises(UserError, match=r"a conversation of 65 rows.*longrope.*rows\.max"):
+    with pytest.raises(UserError, match=r"a conversation of 65 rows.*longrope.*--max-rows"):
         check(backbone, rows=65)
 
 
