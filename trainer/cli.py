@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from pipeline import __version__
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.config import Config
 
 
 def main() -> NoReturn:
@@ -18,22 +24,70 @@ def main() -> NoReturn:
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("Stopped at once; the last checkpoint stands.", err=True)
+        _say("Stopped at once.")
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except UserError as error:
-        rank = os.environ.get("RANK")  # under torchrun every process says what it met
-        click.echo(f"Error{'' if rank is None else f' in process {rank}'}: {error}", err=True)
+        _say(f"Error{_process()}: {error}")
         sys.exit(2)
     except OSError as error:
-        click.echo(f"Error: {error.filename or 'output'}: {error.strerror or error}", err=True)
+        _say(f"Error{_process()}: {error.filename or 'output'}: {error.strerror or error}")
         sys.exit(2)
     sys.exit(0)
 
 
+def _process() -> str:
+    """Which process of several speaks, where it is not the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" in process {rank}"
+
+
+def _say(text: str) -> None:
+    click.echo(_wrapped(text), err=True)
+
+
+def _wrapped(text: str) -> str:
+    """Broken at words, where a person reads it on a terminal."""
+    if not sys.stderr.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    lines = text.split("\n")
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in lines
+    )
+
+
+class _Lines(logging.Formatter):
+    """Messages alone, broken at words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _wrapped(super().format(record))
+
+
+def _quiet_libraries() -> None:
+    """Of the log, our messages alone; no bars but ours."""
+    import transformers
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, handlers=[handler]
+    )
+    for library, level in {
+        "transformers": "ERROR",
+        "torch": "ERROR",
+        "httpx": "ERROR",
+        "trainer.data": "WARNING",
+    }.items():
+        logging.getLogger(library).setLevel(level)
+    transformers.utils.logging.disable_progress_bar()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="trainer")
 def cli() -> None:
     """Fine-tune a decoder on stream grids.
 
@@ -66,12 +120,41 @@ def train(
     device: str | None,
 ) -> None:
     """Train a model. With several devices: torchrun --nproc-per-node N -m trainer train …"""
+    given = {"dataset": data, "model.path": model, "run.max_steps": max_steps, "run.save_every": save_every}
+    try:
+        settings = _settings(file, assignments, {name: value for name, value in given.items() if value is not None})
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            sys.exit(2)  # all processes of this machine read the same: the first of them says it
+        raise
+    # torch and transformers take seconds to import: only when there is nothing wrong with what was given.
+    from trainer import checkpoint
+    from trainer.distributed import Said
+    from trainer.train import Interrupted
+    from trainer.train import train as run
+
+    _quiet_libraries()
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        run(settings, out, resume == "auto", device)
+    except Said:
+        sys.exit(2)
+    except Interrupted as stop:
+        if first:
+            _say(f"Stopped after step {stop.step}. The same command with --resume auto goes on from there.")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        if first:
+            _say(f"Stopped at once; {checkpoint.standing(out)}.")
+        sys.exit(130)
+
+
+def _settings(file: Path | None, assignments: tuple[str, ...], overrides: dict[str, Any]) -> Config:
+    """The configuration, from a file and options. Raises UserError."""
     import yaml
 
     from trainer import config
 
-    given = {"dataset": data, "model.path": model, "run.max_steps": max_steps, "run.save_every": save_every}
-    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
@@ -80,31 +163,7 @@ def train(
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {assignment}: {value!r} is no valid YAML; quote what is text") from None
-    settings = config.read(file, overrides)
-    # torch and transformers take seconds to import: only when there is nothing wrong with what was given.
-    import transformers
-
-    from trainer.train import Interrupted
-    from trainer.train import train as run
-
-    first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-    for library, level in {
-        "transformers": "ERROR",
-        "torch": "ERROR",
-        "httpx": "ERROR",
-        "trainer.data": "WARNING",
-    }.items():
-        logging.getLogger(library).setLevel(level)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        run(settings, out, resume == "auto", device)
-    except Interrupted as stop:
-        if first:
-            click.echo(
-                f"Stopped after step {stop.step}. The same command with --resume auto goes on from there.", err=True
-            )
-        sys.exit(130)
+    return config.read(file, overrides)
 
 
 @cli.command()
@@ -115,6 +174,7 @@ def export(run: Path, out: Path, step: int | None) -> None:
     """Write a checkpoint of RUN as a plain Hugging Face directory, adapters merged."""
     from trainer.export import export as write
 
+    _quiet_libraries()
     click.echo(f"{out}: the model after step {write(run, out, step)}")
 
 

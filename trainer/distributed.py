@@ -82,24 +82,35 @@ class World:
 def start(device: str | None = None) -> World:
     """Find out who this process is, from what ``torchrun`` says; alone without it.
 
-    ``device``: ``cpu``, ``cuda`` …; None: a GPU where there is one. Raises UserError.
+    ``device``: ``cpu``, ``cuda`` …; None: a GPU where there is one. Raises UserError, or Said beside a process of the same
+    machine that does.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = _place(device or ("cuda" if torch.cuda.is_available() else "cpu"), local, size)
+    except UserError:
+        if local:
+            raise Said from None
+        raise
+    if size > 1:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    return World(rank, size, place)
+
+
+def _place(kind: str, local: int, size: int) -> torch.device:
+    """The device of the process with this number on its machine, ready for use."""
     try:
         place = torch.device(kind)
     except RuntimeError:
         raise UserError(f"--device {kind}: no such device; give cpu or cuda") from None
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     if place.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {kind}: torch finds no GPU; --device cpu trains a small model")
         if size > 1 or place.index is None:
-            if here > torch.cuda.device_count():  # all processes find that
-                raise UserError(
-                    f"{here} processes, but torch finds {torch.cuda.device_count()} GPUs; start one for each"
-                )
+            here, found = int(os.environ.get("LOCAL_WORLD_SIZE", str(size))), torch.cuda.device_count()
+            if here > found:  # all processes find that
+                raise UserError(f"{here} processes, but torch finds {found} GPUs; start one for each")
             place = torch.device("cuda", local)
     try:
         torch.zeros(1, device=place).item()
@@ -108,9 +119,7 @@ def start(device: str | None = None) -> World:
     except (RuntimeError, AssertionError, ImportError) as error:  # a device that torch knows, and does not have
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"--device {kind}: this torch cannot use it ({reason}); give cpu or cuda") from None
-    if size > 1:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    return World(rank, size, place)
+    return place
 
 
 def shard(model: StreamModel, world: World, bf16: bool) -> None:

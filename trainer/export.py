@@ -8,6 +8,7 @@ import torch
 
 from pipeline.errors import UserError
 from trainer import checkpoint, config
+from trainer.files import check_folder
 from trainer.model import description
 from trainer.model.build import build
 from trainer.model.store import TOKENIZER_FILE, write
@@ -29,6 +30,7 @@ def export(run: Path, directory: Path, step: int | None = None, replace: bool = 
         raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are {done or 'none'}")
     if directory.exists() and not replace:
         raise UserError(f"--out {directory}: exists; give another directory, or remove this one first")
+    check_folder(directory)
     settings = config.read(frozen, {})
     try:
         model = build(settings.model, described, settings.seed, settings.model.precision == "bf16")

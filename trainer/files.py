@@ -32,8 +32,11 @@ def new_file(path: Path) -> Iterator[Path]:
             sync(beside)
             beside.replace(path)
             sync(path.parent)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(beside):
+            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UserError
+from trainer.files import new_file
 from trainer.metrics import KINDS
 from trainer.records import METRICS_FILE, VALIDATION_FILE, read_table
 
@@ -12,11 +13,22 @@ from trainer.records import METRICS_FILE, VALIDATION_FILE, read_table
 def plot(run: Path, out: Path) -> None:
     """Draw losses, gradient norm, learning rate and speed over steps. Raises UserError."""
     try:
+        from matplotlib.backend_bases import FigureCanvasBase
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("trainer plot needs matplotlib: pip install 'multistream-pipeline[plot]'") from None
+    known = FigureCanvasBase.get_supported_filetypes()
+    kind = out.suffix.lower().removeprefix(".")
+    if kind not in known:
+        raise UserError(
+            f"--out {out}: not a picture that can be drawn; its name must end in .{', .'.join(sorted(known))}"
+        )
     path = run / METRICS_FILE
-    rows = read_table(path) if path.exists() else []
+    if not path.exists():
+        raise UserError(
+            f"{run}: {'no run: there is no ' + METRICS_FILE + ' in it' if run.is_dir() else 'no such directory'}"
+        )
+    rows = read_table(path)
     if not rows:
         raise UserError(f"{path}: no step has been measured yet")
     held_out = read_table(run / VALIDATION_FILE) if (run / VALIDATION_FILE).exists() else []
@@ -30,15 +42,21 @@ def plot(run: Path, out: Path) -> None:
         "positions per second": ["positions_per_second"],
     }
     for panel, (title, names) in zip(panels.flat, chosen.items(), strict=True):
+        lines = []
         for name in names:
-            target = panel.twinx() if name == "learning_rate" else panel
-            target.plot(*_curve(rows, name), label=name, color="grey" if name == "learning_rate" else None)
+            target, color = (panel.twinx(), "grey") if name == "learning_rate" else (panel, None)
+            (line,) = target.plot(*_curve(rows, name), label=name, color=color)
+            lines.append(line)
             if held_out and name in held_out[0]:
-                panel.plot(*_curve(held_out, name), "o--", label=f"{name}, validation")
+                dots = panel.plot(*_curve(held_out, name), "o--", label=f"{name}, validation", color=line.get_color())
+                lines.extend(dots)
+            if target is not panel:
+                target.set_ylabel(name)
         panel.set_title(title)
         panel.set_xlabel("step")
-        panel.legend()
-    figure.savefig(out, dpi=120)
+        panel.legend(handles=lines)
+    with new_file(out) as beside:
+        figure.savefig(beside, format=kind, dpi=120)
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> tuple[list[int], list[float]]:

@@ -18,12 +18,15 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipeline.errors import UserError
 from trainer.config import Config
+from trainer.files import named, new_file
 from trainer.metrics import KINDS
 
 METRICS_FILE, VALIDATION_FILE = "metrics.csv", "validation.csv"
 _log = logging.getLogger(__name__)
 #: Without a terminal a line is logged instead of a bar, every so many seconds at most.
 _SECONDS = 10.0
+#: A bar that has not moved for so many seconds counts the packs of its step.
+_STILL = 1.0
 
 Values = Mapping[str, float | None]
 
@@ -43,6 +46,8 @@ class Records:
     def __init__(self, run: Path, settings: Config, streams: Sequence[str], step: int, first: bool) -> None:
         self._first = first
         self._said = 0.0
+        self._drawn = time.monotonic()
+        self._loss = ""
         if first:
             last = settings.run.max_steps
             self._steps = Table(run / METRICS_FILE, [*columns(streams), *_COURSE], step)
@@ -58,12 +63,20 @@ class Records:
         self._steps.add(step, values)
         self._boards.add(step, values)
         loss = "no loss" if values["loss"] is None else f"loss {values['loss']:.4g}"
+        now = time.monotonic()
+        self._drawn, self._loss = now, f"{loss}, "
         self._bar.set_postfix_str(loss, refresh=False)
         self._bar.update()
-        now = time.monotonic()
         if self._bar.disable and (now - self._said > _SECONDS or step == self._bar.total):
             _log.info("step %d: %s, %s positions/s", step, loss, values["positions_per_second"])
             self._said = now
+
+    def pack(self, done: int, of: int) -> None:
+        """So many packs of a step are done: what moves where a step takes long."""
+        now = time.monotonic()
+        if self._first and done < of and now - self._drawn > _STILL:
+            self._drawn = now
+            self._bar.set_postfix_str(f"{self._loss}pack {done} of {of}")
 
     def validation(self, step: int, values: Values) -> None:
         """A validation is done."""
@@ -88,29 +101,34 @@ class Table:
     def __init__(self, path: Path, header: Sequence[str], after: int) -> None:
         rows = [row for row in read_table(path) if int(row["step"]) <= after] if path.exists() else []
         self._header = list(header)
-        beside = path.with_name(f".{path.name}.writing")
-        with beside.open("w", newline="") as file:
+        with new_file(path) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._header)
             writer.writeheader()
             writer.writerows(rows)
-        beside.replace(path)
+        self._path = path
         self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, self._header)
 
     def add(self, step: int, values: Values) -> None:
         """Add a line; None becomes an empty field. Floats are written so that they read back exactly."""
-        self._writer.writerow({name: values.get(name) for name in self._header} | {"step": step})
-        self._file.flush()
+        with named(self._path):
+            self._writer.writerow({name: values.get(name) for name in self._header} | {"step": step})
+            self._file.flush()
 
     def close(self) -> None:
         """Nothing more comes."""
-        self._file.close()
+        with named(self._path):
+            self._file.close()
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The lines of such a file. A line that was cut short by the end of a process is left out."""
     with path.open(newline="") as file:
         return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+
+
+#: Module and package of each.
+_BOARDS = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb")}
 
 
 class Boards:
@@ -120,10 +138,10 @@ class Boards:
         self._tensorboard: Any = None
         self._wandb: Any = None
         if "tensorboard" in names:
-            self._tensorboard = _needs("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(run / "tensorboard"))
+            self._tensorboard = _needs(*_BOARDS["tensorboard"]).SummaryWriter(str(run / "tensorboard"))
         if "wandb" in names:
             # The same name every time: a run that goes on continues its curves.
-            self._wandb = _needs("wandb", "wandb").init(
+            self._wandb = _needs(*_BOARDS["wandb"]).init(
                 dir=str(run), id=run.name, resume="allow", config=asdict(settings)
             )
 
@@ -141,6 +159,12 @@ class Boards:
         for board, end in ((self._tensorboard, "close"), (self._wandb, "finish")):
             if board is not None:
                 getattr(board, end)()
+
+
+def check_boards(names: Sequence[str]) -> None:
+    """Raise UserError where a board is not installed."""
+    for name in names:
+        _needs(*_BOARDS[name])
 
 
 def _needs(module: str, package: str) -> Any:

@@ -7,12 +7,13 @@ optimiser state, packs and its own number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from pipeline.errors import UserError
@@ -41,8 +42,10 @@ class Stepper:
         self._settings, self._world, self._model, self._optimizer = settings, world, model, optimizer
         self._streams = streams
 
-    def step(self, number: int, batches: list[Batch], share: float) -> Measured:
-        """Step ``number``, counted from 0, at this share of the learning rates.
+    def step(
+        self, number: int, batches: list[Batch], share: float, done: Callable[[int, int], None] | None = None
+    ) -> Measured:
+        """Step ``number``, counted from 0, at this share of the learning rates. ``done``: told how many packs are, of all.
 
         Raises UserError where numbers are not finite; then nothing has been changed.
         """
@@ -55,10 +58,12 @@ class Stepper:
         # FSDP2 takes the mean of the gradients of all processes; the loss is a sum over them.
         scale = world.size / total if total else 0.0
         losses = []
-        for batch in batches:
+        for count, batch in enumerate(batches, 1):
             loss, each = self._forward(batch)
             (loss * scale).backward()
             losses.append(each)
+            if done is not None:
+                done(count, len(batches))
         trained = [p for p in self._model.parameters() if p.requires_grad]
         gradient: Any = clip_grad_norm_(trained, settings.optimizer.clip or math.inf)
         norm = float(gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient)
@@ -67,13 +72,32 @@ class Stepper:
             numbers = [int(number) for batch in batches for number in batch.numbers]
             raise UserError(
                 f"step {number + 1}: loss {tally.means([])['loss']}, gradient norm {norm}: not finite. This step changed "
-                f"nothing, and the last checkpoint stands. Set optimizer.learning_rate lower, optimizer.warmup_steps higher "
-                f"or model.precision: fp32, and start anew. Rows of the dataset in this step: {numbers[:20]}"
+                f"nothing. {self._remedy()}. Rows of the dataset in this step: {numbers[:20]}"
             )
         set_rates(self._optimizer, share)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return Measured(tally, Work.total(work_of(batch) for batch in batches), norm)
+
+    @torch.no_grad()
+    def check_parameters(self, number: int) -> None:
+        """Raise UserError, in all processes alike, where a trained parameter is not finite after ``number`` steps."""
+        trained = [p.to_local() if isinstance(p, DTensor) else p for p in self._model.parameters() if p.requires_grad]
+        largest = torch._foreach_norm([p for p in trained if p.numel()], math.inf)  # squares could be infinite
+        spoilt = sum((~value.isfinite()).double() for value in largest) if largest else 0.0
+        count = int(self._world.sum(torch.tensor([float(spoilt)], dtype=torch.float64)))
+        if count:
+            raise UserError(
+                f"step {number}: {count} of the trained parameters (tensors) are no longer finite: the optimizer's steps "
+                f"were too large. They are not saved. {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        """What helps against numbers that are not finite."""
+        ways = ["optimizer.learning_rate lower", "optimizer.warmup_steps higher"]
+        if self._settings.model.precision != "fp32":
+            ways.append("model.precision: fp32")
+        return f"Set {', '.join(ways[:-1])} or {ways[-1]}, and start anew"
 
     @torch.no_grad()
     def validate(self, steps: Iterable[list[Batch]]) -> Tally:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +34,7 @@ from trainer.config import Config
 from trainer.data import Loader, check_vocabulary
 from trainer.distributed import World
 from trainer.export import CONFIG_FILE, export
-from trainer.files import write
+from trainer.files import check_folder, write
 from trainer.metrics import Tally, Work, cost_of, peak_of
 from trainer.model import description
 from trainer.model.build import build
@@ -42,10 +44,12 @@ from trainer.model.store import TOKENIZER_FILE
 from trainer.model.streams import StreamModel
 from trainer.model.vocabulary import tables, tokenizer_file
 from trainer.optimizer import make_optimizer, rate_share
-from trainer.records import VALIDATION_FILE, Records, read_table
+from trainer.records import METRICS_FILE, VALIDATION_FILE, Records, check_boards, read_table
 from trainer.step import Measured, Stepper
 
 _MODEL = "model"
+#: A pack with more cells than this takes long where attention is dense.
+_MANY_CELLS = 2048
 _log = logging.getLogger(__name__)
 
 
@@ -61,17 +65,20 @@ def train(given: Config, run: Path, resume: bool = False, device: str | None = N
     """Train, and export the model to ``run/model``.
 
     ``resume``: go on from the newest checkpoint in ``run``, if there is one. Raises UserError for everything that a user
-    can mend, Interrupted after SIGINT or SIGTERM, when a checkpoint has been written.
+    can mend, Interrupted after SIGINT or SIGTERM, when a checkpoint has been written; in processes other than the first,
+    distributed.Said in place of a UserError that the first raises as well.
     """
     world = distributed.start(device)
     try:
-        with _memory_remedy(given.data.cells):
+        with world.alike(), _memory_remedy(given.data.cells):
             _train(given, run, resume, world)
     finally:
         world.stop()
 
 
 def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
+    check_boards(settings.run.log)
+    check_folder(run)
     dataset = pipeline.open_dataset(settings.dataset)
     loader = Loader(dataset, settings.data, rank=world.rank, world_size=world.size, with_index=True)
     held_out = None
@@ -81,11 +88,13 @@ def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
         )
     settings = _settled(settings, world, dataset, loader)
     _claim(run, settings, resume, world)
+    if world.first:
+        checkpoint.tidy(run)
     described = describe(dataset, loader, settings.data)
     bf16 = settings.model.precision == "bf16"
     rows = max(part.rows for part in (loader, held_out) if part is not None)
     model = build(settings.model, described, settings.seed, bf16, rows)
-    _check_vocabulary(settings.model.path, dataset, model)
+    _check_vocabulary(settings.model.path, dataset, model, world)
     base = checkpoint.base_of(model)
     if world.first and not checkpoint.steps(run):  # as long as there is none, the run is yet to start
         run.mkdir(parents=True, exist_ok=True)
@@ -129,7 +138,7 @@ def _settled(settings: Config, world: World, dataset: Dataset, loader: Loader) -
 def _claim(run: Path, settings: Config, resume: bool, world: World) -> None:
     """Raise UserError, in every process alike, where the directory holds something else than this run."""
     frozen = run / CONFIG_FILE
-    if frozen.exists():
+    if _is_started(run):
         if not resume:
             raise UserError(f"--out {run}: holds a run; --resume auto goes on with it, or give another directory")
         if differing := config.compare(config.read(frozen, {}), settings):
@@ -139,13 +148,37 @@ def _claim(run: Path, settings: Config, resume: bool, world: World) -> None:
             )
     elif checkpoint.steps(run) or (run / _MODEL).exists():
         raise UserError(f"--out {run}: holds checkpoints or a model, but no {CONFIG_FILE}; give another directory")
+    elif others := _others(run):
+        raise UserError(
+            f"--out {run}: holds something else than a run ({', '.join(others[:3])}{', …' if len(others) > 3 else ''}); "
+            f"give a new or an empty directory"
+        )
     world.barrier()  # before anything is written, all have looked
 
 
-def _check_vocabulary(path: str, dataset: Dataset, model: StreamModel) -> None:
+def _is_started(run: Path) -> bool:
+    """Whether a step of a run has been done there; one that failed before does not occupy its directory."""
+    return (run / CONFIG_FILE).exists() and bool(checkpoint.steps(run) or _measured(run) or (run / _MODEL).exists())
+
+
+def _measured(run: Path) -> bool:
+    path = run / METRICS_FILE
+    return path.exists() and bool(read_table(path))
+
+
+def _others(run: Path) -> list[str]:
+    """What lies in a directory and was not left there by a start that failed."""
+    own = {description.FILE, TOKENIZER_FILE, METRICS_FILE, VALIDATION_FILE, "checkpoints", "tensorboard", "wandb"}
+    if (run / description.FILE).exists():  # written before it; else it is a file of the user's
+        own.add(CONFIG_FILE)
+    there = [path.name for path in run.iterdir()] if run.exists() else []
+    return sorted(name for name in there if name not in own and not name.startswith("."))
+
+
+def _check_vocabulary(path: str, dataset: Dataset, model: StreamModel, world: World) -> None:
     """Raise UserError where token ids mean something else to the model than in the dataset."""
     own = tokenizer_file(path)
-    if own is None:
+    if own is None and world.first:
         _log.warning("%s has no tokenizer.json: whether its tokens are those of the dataset cannot be checked", path)
     check_vocabulary(dataset, len(tables(model.backbone)[0]), own)
 
@@ -173,13 +206,14 @@ class _Course:
         stepper = Stepper(self.settings, world, self.model, self.optimizer, len(names))
         steps: Any = iter(self.loader)  # a generator: closed, it stops its thread
         records = Records(self.run, self.settings, names, step, world.first)
-        with contextlib.closing(records), _stop_signals() as told, contextlib.closing(steps):
+        with contextlib.closing(records), _stop_signals(world.first) as told, contextlib.closing(steps):
             if self._is_due(step, last) and not self._is_validated(step):  # stopped or killed before it was done
                 self._validate(stepper, records, step, names)
             while step < last:
                 began = time.perf_counter()
                 share = rate_share(step, last, self.settings.optimizer)
-                measured = stepper.step(step, next(steps), share)
+                with self._standing():
+                    measured = stepper.step(step, next(steps), share, records.pack)
                 step += 1
                 tally, work, stop = self._together(measured, told.is_set())
                 seconds = time.perf_counter() - began
@@ -194,11 +228,22 @@ class _Course:
                 records.step(step, values)
                 if stop or step == last or step % options.save_every == 0:
                     progress = Progress(step, self.loader.state_dict(), self.base)
-                    checkpoint.save(self.run, progress, self.model, self.optimizer, world, options.keep)
+                    with self._standing():
+                        stepper.check_parameters(step)
+                        checkpoint.save(self.run, progress, self.model, self.optimizer, world, options.keep)
                 if stop and step < last:
                     raise Interrupted(step)  # a validation that is due is done when the run goes on
                 if self._is_due(step, last):
                     self._validate(stepper, records, step, names)
+
+    @contextlib.contextmanager
+    def _standing(self) -> Iterator[None]:
+        """A UserError also says what there is to go on from."""
+        try:
+            yield
+        except UserError as error:
+            standing = checkpoint.standing(self.run)
+            raise UserError(f"{error}. {standing[0].upper()}{standing[1:]}") from None
 
     def _is_due(self, step: int, last: int) -> bool:
         """Whether a validation belongs to this step."""
@@ -219,6 +264,11 @@ class _Course:
     def _restore(self) -> int:
         """Go back to the newest checkpoint; the steps that are done."""
         done = checkpoint.steps(self.run)
+        if self.world.first:
+            for folder in checkpoint.incomplete(self.run):
+                _log.warning("%s: passed over, it is not complete", folder)
+            if not done and _measured(self.run):
+                _log.warning("no checkpoint in %s: beginning anew", self.run / "checkpoints")
         if not done:
             return 0
         progress = checkpoint.restore(self.run, done[-1], self.model, self.optimizer, self.world, self.base)
@@ -226,14 +276,21 @@ class _Course:
         return progress.step
 
     def _announce(self, step: int, last: int) -> None:
-        packing = self.loader.packing(0)
+        packing, cells = self.loader.packing(0), self.settings.data.cells
         if self.world.first:
             _log.info(
                 "%d conversations (%d too long and left out) in %d packs of %d positions, %.2f %% of them padding; "
-                "%d steps an epoch; %s",
-                packing.conversations, self.loader.dropped, packing.packs, self.settings.data.cells,
-                100 * packing.padding, packing.steps, f"going on after step {step} of {last}" if step else f"{last} steps",
+                "%s an epoch; %s",
+                packing.conversations, self.loader.dropped, packing.packs, cells, 100 * packing.padding,
+                _steps(packing.steps), f"going on after step {step} of {last}" if step else _steps(last),
             )  # fmt: skip
+            if self.world.device.type == "cpu" and cells > _MANY_CELLS:
+                longest = max(part.longest for part in (self.loader, self.held_out) if part is not None)
+                enough = f", and --set data.cells={longest} is enough" if longest < cells else ""
+                _log.info(
+                    "attention on the CPU is dense: its time and memory grow with the square of data.cells (%d); the longest "
+                    "conversation has %d cells%s", cells, longest, enough,
+                )  # fmt: skip
 
     def _together(self, measured: Measured, told: bool) -> tuple[Tally, Work, bool]:
         """What all processes measured, and whether any was told to stop: one sum."""
@@ -244,8 +301,12 @@ class _Course:
         return tally, Work(*(int(x) for x in sums[tally.sums.size : -1])), bool(sums[-1])
 
 
+def _steps(count: int) -> str:
+    return f"{count} step{'' if count == 1 else 's'}"
+
+
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals(speaks: bool) -> Iterator[threading.Event]:
     """SIGINT and SIGTERM as a wish to stop after the step; a second SIGINT stops at once."""
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -255,6 +316,11 @@ def _stop_signals() -> Iterator[threading.Event]:
     def handle(number: int, frame: FrameType | None) -> None:
         if told.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if speaks and not told.is_set():
+            # Past sys.stderr, which may be amid a write of the bar's: that line is cleared.
+            clear = "\r\033[K" if sys.stderr.isatty() else ""
+            words = "Stopping after this step" + ("; Ctrl-C again stops at once" if number == signal.SIGINT else "")
+            os.write(2, f"{clear}{words}\n".encode())
         told.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
