@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +37,12 @@ def main() -> NoReturn:
         _say(f"Error{_process()}: {error.filename or 'output'}: {error.strerror or error}")
         sys.exit(2)
     sys.exit(0)
+
+
+def _leave() -> NoReturn:
+    """Exit as a user's error does, when the process that says it has had time: the launcher ends all after the first."""
+    time.sleep(3)
+    sys.exit(2)
 
 
 def _process() -> str:
@@ -125,7 +132,7 @@ def train(
         settings = _settings(file, assignments, {name: value for name, value in given.items() if value is not None})
     except UserError:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            sys.exit(2)  # all processes of this machine read the same: the first of them says it
+            _leave()  # all processes of this machine read the same: the first of them says it
         raise
     # torch and transformers take seconds to import: only when there is nothing wrong with what was given.
     from trainer import checkpoint
@@ -138,7 +145,7 @@ def train(
     try:
         run(settings, out, resume == "auto", device)
     except Said:
-        sys.exit(2)
+        _leave()
     except Interrupted as stop:
         if first:
             _say(f"Stopped after step {stop.step}. The same command with --resume auto goes on from there.")

@@ -46,6 +46,14 @@ class World:
         dist.all_reduce(moved)
         return moved.cpu()
 
+    def all(self, values: list[int]) -> list[int]:
+        """The values of all processes, one process after the other."""
+        if self.size == 1:
+            return values
+        parts: list[list[int]] = [[]] * self.size
+        dist.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
+
     def barrier(self) -> None:
         """Wait for all."""
         if self.size > 1:
@@ -117,7 +125,7 @@ def _place(kind: str, local: int, size: int) -> torch.device:
         if place.type == "cuda":
             torch.cuda.set_device(place)
     except (RuntimeError, AssertionError, ImportError) as error:  # a device that torch knows, and does not have
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UserError(f"--device {kind}: this torch cannot use it ({reason}); give cpu or cuda") from None
     return place
 

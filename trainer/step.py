@@ -69,7 +69,8 @@ class Stepper:
         norm = float(gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient)
         tally = self._tally(zip(batches, losses, strict=True))
         if not math.isfinite(norm):
-            numbers = [int(number) for batch in batches for number in batch.numbers]
+            numbers = world.all([int(number) for batch in batches for number in batch.numbers])
+            tally.sums = world.sum(torch.from_numpy(tally.sums)).numpy()
             raise UserError(
                 f"step {number + 1}: loss {tally.means([])['loss']}, gradient norm {norm}: not finite. This step changed "
                 f"nothing. {self._remedy()}. Rows of the dataset in this step: {numbers[:20]}"
