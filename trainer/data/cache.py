@@ -136,7 +136,7 @@ def decode(dataset: Dataset, folder: str | None = None) -> Decoded:
         except OSError as error:
             failures.append(f"{place}: {error.strerror or error}")
     raise UserError(
-        f"cache: the decoded dataset cannot be written: {'; '.join(failures)}; give another folder with 'cache'"
+        f"data.cache: the decoded dataset cannot be written: {'; '.join(failures)}; give another folder with data.cache"
     )
 
 
@@ -280,4 +280,6 @@ def _open(folder: Path) -> Decoded:
     try:
         return Decoded(**{name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _TYPES})
     except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"cache: {folder}: cannot be read: {error}; delete it, and it will be made again") from None
+        raise UserError(
+            f"data.cache: {folder}: cannot be read: {error}; delete it, and it will be made again"
+        ) from None

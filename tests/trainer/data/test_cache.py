@@ -84,7 +84,9 @@ def test_it_is_in_the_users_folder_where_the_dataset_cannot_be_written(
     assert len(decode(dataset)) == len(agents)
     assert (tmp_path / "home" / "multistream-trainer" / f"{manifest_hash(dataset)}-1").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written: .*/file/below: .*; give another folder with 'cache'"):
+    with pytest.raises(
+        UserError, match=r"^data\.cache: .*cannot be written: .*/file/below: .*; give another folder with data\.cache"
+    ):
         decode(dataset, str(tmp_path / "file" / "below"))
 
 
@@ -157,7 +159,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path: Path) -> 
 def test_a_damaged_cache_is_named(agents: Dataset, tmp_path: Path) -> None:
     decode(agents, str(tmp_path))
     (tmp_path / f"{manifest_hash(agents)}-1" / "tokens.npy").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot be read: .*; delete it, and it will be made again"):
+    with pytest.raises(UserError, match=r"^data\.cache: .*cannot be read: .*; delete it, and it will be made again"):
         decode(agents, str(tmp_path))
 
 
