@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from trainer import files
 
 
@@ -37,3 +39,25 @@ def test_a_folder_is_durable_before_it_has_its_name_and_the_old_one_goes_last(
         ("rmtree", ".model.old", "new", True),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    folder, file = tmp_path / "model", tmp_path / "curves.png"
+    folder.mkdir()
+    (folder / "old").touch()
+    file.write_text("old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=r"model: cannot be written: No space left on device"), files.new_folder(folder):
+        try:
+            raise full
+        except OSError:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904  # as torch says it
+    with pytest.raises(OSError, match=r"curves\.png"), files.new_file(file) as beside:
+        beside.write_text("new")
+        raise full
+    for ours in (KeyboardInterrupt, AssertionError):
+        with pytest.raises(ours), files.new_folder(folder) as beside:
+            (beside / "new").touch()
+            raise ours
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["curves.png", "model", "old"]
+    assert file.read_text() == "old"

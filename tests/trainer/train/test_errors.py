@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import Train, metrics
+from commands import Train, metrics, start
 from running import ROOT
 from tiny import decoder
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig
@@ -53,6 +55,7 @@ from trainer.step import Stepper
         (["--model", "./nothing"], "--model ./nothing: no such directory"),
         (["--data", "nothing"], "nothing: no dataset"),
         (["--device", "tpux"], "--device tpux: no such device"),
+        (["--device", "meta"], "--device meta: this torch cannot use it"),
         (["--set=data.cells=20", "--set=data.too_long=error"], "conversations do not fit into 20 positions"),
         (["--set=data.cells=2"], "no conversation fits"),
         (["--set=model.tune=lora", "--set=model.lora_targets=[nothing]"], "model.lora_targets: nothing: "),
@@ -144,7 +147,86 @@ def test_a_loss_that_is_not_finite(small: list[str], command: Train, tmp_path: P
     assert ran.code == 2 and "not finite" in ran.output and "learning_rate lower" in ran.output, ran.output
     assert "Rows of the dataset in this step: [" in ran.output
     steps = [int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir()]
-    assert max(steps) == len(metrics(out)) < 30 and f"step {max(steps) + 1}: " in ran.output
+    assert max(steps) <= len(metrics(out)) < 30 and f"step {max(steps) + 1}: " in ran.output
+    assert f"The checkpoint of step {max(steps)} stands" in ran.output
+    assert "fp32" not in ran.output  # which it was
+
+
+def test_parameters_that_are_not_finite_are_never_saved(small: list[str], tmp_path: Path) -> None:
+    """In two processes, which meet it alike: it is said once."""
+    out = tmp_path / "run"
+    process = start(*small, "--out", out, "--max-steps", "1", "--set=optimizer.learning_rate=1e39", processes=2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (line,) = [line for line in output.splitlines() if line.startswith("Error") and "finite" in line]
+    assert line.startswith("Error: step 1: ") and "no longer finite" in line and "There is no checkpoint yet" in line
+    assert not list((out / "checkpoints").glob("*")) and not (out / "model").exists()
+
+
+@pytest.fixture
+def little_room() -> Iterator[Callable[[int], None]]:
+    """Files cannot grow beyond so many bytes: what a full disk does to those who write, without one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full(
+    run: Train, small: list[str], command: Train, tmp_path: Path, little_room: Callable[[int], None]
+) -> None:
+    out, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    run(out, "--max-steps", "1")
+    (checkpoints / ".step-00000002.writing").mkdir()  # as a kill leaves it
+    (out / ".model.writing").mkdir()
+    again = [*small, "--out", out, "--max-steps", "2", "--resume", "auto"]
+    little_room(1 << 20)
+    ran = command(*again)
+    assert ran.code == 2 and f"{checkpoints / 'step-00000002'}: cannot be written: File too large" in ran.output
+    assert "what was begun is deleted. The checkpoint of step 1 stands" in ran.output
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
+    assert not (out / ".model.writing").exists()
+
+    ran = command("export", out, "--out", tmp_path / "model")
+    assert ran.code == 2 and f"{tmp_path / 'model'}: cannot be written: File too large" in ran.output
+    little_room(4096)
+    ran = command("plot", out, "--out", tmp_path / "curves.png")
+    assert ran.code == 2 and f"{tmp_path / 'curves.png'}: File too large" in ran.output
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    little_room(1 << 30)
+    assert command(*again).code == 0
+
+
+def test_a_start_that_failed_does_not_occupy_its_directory(
+    run: Train, small: list[str], command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    ran = command(*small, "--out", out, "--set=run.log=wandb")
+    assert ran.code == 2 and "wandb is not installed" in ran.output and not out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", _gpu_is_full)
+        assert command(*small, "--out", out, "--set=seed=3").code == 2
+    assert (out / "config.yaml").exists()
+    run(out, "--max-steps", "1")
+
+
+def test_a_place_that_cannot_be_used_is_named_before_the_model_is_loaded(
+    small: list[str], command: Train, grids: Path, tmp_path: Path
+) -> None:
+    none = ["--model", "./nothing"]
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        ran = command(*small, *none, "--out", out)
+        assert ran.code == 2 and f"--out {out}: {tmp_path / 'file'} is a file" in ran.output
+    for name in ("config.yaml", "mine.txt"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / name).write_text("{}")
+        ran = command(*small, *none, "--out", tmp_path / "other")
+        assert ran.code == 2 and "holds something else than a run (config.yaml" in ran.output
+    ran = command("plot", grids)
+    assert ran.code == 2 and f"{grids}: no run: there is no metrics.csv in it" in ran.output
+    ran = command("plot", grids, "--out", "x.foo")
+    assert ran.code == 2 and "--out x.foo: not a picture" in ran.output and ".png" in ran.output
 
 
 def _gpu_is_full(*_: object) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from commands import Train, metrics, start
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import filesystem
 
 from trainer.step import Stepper
 
@@ -126,6 +127,43 @@ def test_a_run_goes_on_only_as_it_was_started(run: Train, small: list[str], comm
     assert "Traceback" not in ran.output
     ran = command("export", out, "--out", tmp_path / "model")
     assert ran.code == 2 and "cannot be read" in ran.output and "step-00000002" in ran.output
+
+
+def test_checkpoints_that_are_gone_are_spoken_of(run: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "trainer")
+    out = tmp_path / "run"
+    run(out, "--max-steps", "2", "--save-every", "1")
+    state = out / "checkpoints" / "step-00000002" / "state.json"
+    state.unlink()
+    run(out, "--max-steps", "2", "--resume", "auto")
+    assert f"{state.parent}: passed over" in caplog.text and "going on after step 1" in caplog.text
+    assert state.exists()
+    shutil.rmtree(out / "checkpoints")
+    caplog.clear()
+    run(out, "--max-steps", "1", "--resume", "auto")
+    assert f"no checkpoint in {out / 'checkpoints'}: beginning anew" in caplog.text and "passed over" not in caplog.text
+    caplog.clear()
+    run(tmp_path / "new", "--max-steps", "1", "--resume", "auto")
+    assert "beginning anew" not in caplog.text
+
+
+def test_a_second_signal_amid_a_checkpoint_stops_at_once(
+    small: list[str], command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, write_item, written = tmp_path / "run", filesystem._write_item, 0
+
+    def twice_told(*arguments: Any, **options: Any) -> Any:
+        nonlocal written
+        written += 1
+        if (out / "checkpoints" / "step-00000001").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+        return write_item(*arguments, **options)
+
+    monkeypatch.setattr(filesystem, "_write_item", twice_told)
+    ran = command(*small, "--out", out, "--max-steps", "3", "--save-every", "1")
+    assert ran.code == 130 and "Stopped at once; the checkpoint of step 1 stands." in ran.output and written > 3
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000001"]
+    assert "Stopping after this step; Ctrl-C again stops at once" in capfd.readouterr().err
 
 
 def test_a_validation_that_is_due_is_made_up_for(

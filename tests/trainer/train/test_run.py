@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,21 @@ def test_bf16(run: Train, tmp_path: Path) -> None:
         assert a["loss"] != b["loss"] and float(a["loss"]) == pytest.approx(float(b["loss"]), rel=5e-3)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "bf16" / "model")
     assert plain.dtype == torch.bfloat16
+
+
+def test_what_is_said_before_the_first_step(
+    run: Train, command: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trainer")
+    run(tmp_path / "run", "--max-steps", "1", "--set=data.cells=2100")
+    assert " steps an epoch; 1 step\n" in caplog.text
+    said = re.search(r"attention on the CPU is dense: .* and --set data.cells=(\d+) is enough", caplog.text)
+    assert said is not None
+    caplog.clear()
+    run(tmp_path / "enough", "--max-steps", "1", f"--set=data.cells={said[1]}", "--set=data.too_long=error")
+    assert "dense" not in caplog.text
+    ran = command("--version")
+    assert ran.code == 0 and ran.output.startswith("trainer, version ")
 
 
 def test_plot(done: Path, command: Train, tmp_path: Path) -> None:

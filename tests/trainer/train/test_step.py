@@ -13,6 +13,7 @@ import torch
 from tiny import decoder, grids
 from torch.nn.functional import cross_entropy
 
+from pipeline.errors import UserError
 from trainer.config import Config, ModelOptions, OptimizerOptions
 from trainer.data import NO_TARGET, Batch, DataOptions, Kind
 from trainer.distributed import World
@@ -190,6 +191,20 @@ def losses(model: StreamModel, steps: range, seed: int = 0, rate: float = 0.0, n
         torch.rand(noise)
         measured.append(stepper.step(number, batches, 1.0))
     return [(one.tally.means([])["loss"], one.norm) for one in measured]
+
+
+def test_parameters_are_checked_however_large_they_are() -> None:
+    model = with_dropout()
+    stepper = stepper_of(model, OPTIONS)
+    first = next(p for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        first.view(-1)[3] = 3e38  # its square is not finite, and it is
+    stepper.check_parameters(4)
+    for value in (math.inf, -math.inf, math.nan):
+        with torch.no_grad():
+            first.view(-1)[3] = value
+        with pytest.raises(UserError, match=r"step 4: 1 of the trained parameters .* no longer finite"):
+            stepper.check_parameters(4)
 
 
 def test_dropout_depends_on_seed_and_step_alone() -> None:
