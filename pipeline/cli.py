@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -478,13 +478,13 @@ def _page(lines: Callable[[int], Iterator[Text]], no_pager: bool) -> None:
         for line in text:
             click.echo(line, nl=False, color=True)
     except BrokenPipeError:
-        _nobody_reads()
+        _nobody_reads(sys.stdout)
 
 
-def _nobody_reads() -> None:
+def _nobody_reads(stream: IO[str]) -> None:
     """The reader has seen enough, as in `pipeline show | head`: what is still on its way there goes nowhere."""
     nobody = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nobody, sys.stdout.fileno())
+    os.dup2(nobody, stream.fileno())
     os.close(nobody)
 
 
@@ -504,7 +504,7 @@ def _console(stderr: bool = False) -> Console:
 
     console = Console(stderr=stderr, highlight=False)
     # rich would end the command, with 1: but that stands for something wrong with the data.
-    console.on_broken_pipe = _nobody_reads  # type: ignore[method-assign]
+    console.on_broken_pipe = lambda: _nobody_reads(console.file)  # type: ignore[method-assign]
     return console
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from running import finish, pipeline, spawned, start, write_lines
+from running import COMMAND, ROOT, finish, pipeline, spawned, start, write_lines
 
 from pipeline.cli import cli
 
@@ -168,6 +169,18 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path, command: str) -> None:
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(60) == 0
+
+
+def test_nobody_reads_the_progress(tmp_path: Path) -> None:
+    """What goes to stdout comes all the same."""
+    corpus = write_lines(tmp_path / "chats.jsonl", 20)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "summary").open("wb") as summary:
+        options = ["convert", "--input", corpus, "--out", tmp_path / "out", "--ray", "off"]
+        ran = subprocess.run([*COMMAND, *options], stdout=summary, stderr=writer, cwd=ROOT, check=False)
+    os.close(writer)
+    assert ran.returncode == 0 and "20" in (tmp_path / "summary").read_text()
 
 
 @pytest.mark.ray

@@ -66,12 +66,20 @@ def incomplete(run: Path) -> list[Path]:
 
 
 def tidy(run: Path) -> None:
-    """Delete what a run that was killed had begun to write: it takes the space that the next checkpoint needs."""
+    """Delete what a run that was killed had begun to write: it takes the space that the next checkpoint needs. What it
+    had moved aside gets its name again, or is deleted where something new has that.
+    """
     for left in (*run.glob(".*.writing"), *(run / _FOLDER).glob(".step-*.writing")):
         if left.is_dir():
             shutil.rmtree(left)
         else:
             left.unlink()
+    for aside in (*run.glob(".*.old"), *(run / _FOLDER).glob(".step-*.old")):
+        final = aside.with_name(aside.name[1:].removesuffix(".old"))
+        if final.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(final)
 
 
 def base_of(model: StreamModel) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -52,7 +53,8 @@ def _process() -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(_wrapped(text), err=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        click.echo(_wrapped(text), err=True)
 
 
 def _wrapped(text: str) -> str:

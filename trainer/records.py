@@ -5,6 +5,7 @@ One process writes; in the others the same calls do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import logging
@@ -84,7 +85,8 @@ class Records:
             return
         self._validations.add(step, values)
         self._boards.add(step, values, "validation/")
-        self._bar.write(f"step {step}: validation loss {values['loss'] or 0:.4f}")
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            self._bar.write(f"step {step}: validation loss {values['loss'] or 0:.4f}")
 
     def close(self) -> None:
         """Nothing more comes."""

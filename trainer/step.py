@@ -84,8 +84,9 @@ class Stepper:
     def check_parameters(self, number: int) -> None:
         """Raise UserError, in all processes alike, where a trained parameter is not finite after ``number`` steps."""
         trained = [p.to_local() if isinstance(p, DTensor) else p for p in self._model.parameters() if p.requires_grad]
-        largest = torch._foreach_norm([p for p in trained if p.numel()], math.inf)  # squares could be infinite
-        spoilt = sum((~value.isfinite()).double() for value in largest) if largest else 0.0
+        here = [p for p in trained if p.numel()]
+        largest = torch._foreach_norm(here, math.inf) if here else []  # of squares the sum could be infinite
+        spoilt = sum((~value.isfinite()).double() for value in largest)
         count = int(self._world.sum(torch.tensor([float(spoilt)], dtype=torch.float64)))
         if count:
             raise UserError(

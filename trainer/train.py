@@ -11,6 +11,7 @@ RUN/config.yaml       the configuration that the run was started with
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -51,6 +52,8 @@ _MODEL = "model"
 #: A pack with more cells than this takes long where attention is dense.
 _MANY_CELLS = 2048
 _log = logging.getLogger(__name__)
+#: Files that users put into a run's directory themselves, before it is started.
+_BESIDE = {".log", ".out", ".err", ".txt", ".yaml", ".yml"}
 
 
 class Interrupted(Exception):
@@ -71,14 +74,15 @@ def train(given: Config, run: Path, resume: bool = False, device: str | None = N
     world = distributed.start(device)
     try:
         with world.alike(), _memory_remedy(given.data.cells):
-            _train(given, run, resume, world)
+            check_boards(given.run.log)
+            check_folder(run)
+            with _alone(run, world):
+                _train(given, run, resume, world)
     finally:
         world.stop()
 
 
 def _train(settings: Config, run: Path, resume: bool, world: World) -> None:
-    check_boards(settings.run.log)
-    check_folder(run)
     dataset = pipeline.open_dataset(settings.dataset)
     loader = Loader(dataset, settings.data, rank=world.rank, world_size=world.size, with_index=True)
     held_out = None
@@ -135,6 +139,37 @@ def _settled(settings: Config, world: World, dataset: Dataset, loader: Loader) -
     return replace(settings, dataset=place.path() if place.local else str(place), data=data, model=model, run=run)
 
 
+@contextlib.contextmanager
+def _alone(run: Path, world: World) -> Iterator[None]:
+    """Have the directory to this run, whose processes would overwrite what those of another write. Raises UserError.
+
+    It is made where it is not there, and removed where nothing came into it.
+    """
+    with contextlib.ExitStack() as held:
+        taken = 0.0
+        if world.first:
+            new = not run.exists()
+            run.mkdir(parents=True, exist_ok=True)
+            handle = os.open(run, os.O_RDONLY)
+            held.callback(os.close, handle)
+            if new:
+                held.callback(_remove_empty, run)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = 1.0
+            except OSError as error:  # a file system without locks
+                _log.info("%s: cannot be locked (%s)", run, error.strerror)
+        if world.sum(torch.tensor([taken])):
+            raise UserError(f"--out {run}: another process is at work there; wait for it, or give another directory")
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def _claim(run: Path, settings: Config, resume: bool, world: World) -> None:
     """Raise UserError, in every process alike, where the directory holds something else than this run."""
     frozen = run / CONFIG_FILE
@@ -171,8 +206,8 @@ def _others(run: Path) -> list[str]:
     own = {description.FILE, TOKENIZER_FILE, METRICS_FILE, VALIDATION_FILE, "checkpoints", "tensorboard", "wandb"}
     if (run / description.FILE).exists():  # written before it; else it is a file of the user's
         own.add(CONFIG_FILE)
-    there = [path.name for path in run.iterdir()] if run.exists() else []
-    return sorted(name for name in there if name not in own and not name.startswith("."))
+    there = [path for path in run.iterdir() if path.suffix not in _BESIDE or path.name == CONFIG_FILE]
+    return sorted(path.name for path in there if path.name not in own and not path.name.startswith("."))
 
 
 def _check_vocabulary(path: str, dataset: Dataset, model: StreamModel, world: World) -> None:
@@ -316,12 +351,14 @@ def _stop_signals(speaks: bool) -> Iterator[threading.Event]:
     def handle(number: int, frame: FrameType | None) -> None:
         if told.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if speaks and not told.is_set():
+        first = not told.is_set()
+        told.set()
+        if speaks and first:
             # Past sys.stderr, which may be amid a write of the bar's: that line is cleared.
             clear = "\r\033[K" if sys.stderr.isatty() else ""
             words = "Stopping after this step" + ("; Ctrl-C again stops at once" if number == signal.SIGINT else "")
-            os.write(2, f"{clear}{words}\n".encode())
-        told.set()
+            with contextlib.suppress(OSError):  # as in `… 2>&1 | tee log`, where Ctrl-C ends the reader as well
+                os.write(2, f"{clear}{words}\n".encode())
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

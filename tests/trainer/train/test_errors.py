@@ -218,11 +218,15 @@ def test_a_place_that_cannot_be_used_is_named_before_the_model_is_loaded(
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         ran = command(*small, *none, "--out", out)
         assert ran.code == 2 and f"--out {out}: {tmp_path / 'file'} is a file" in ran.output
-    for name in ("config.yaml", "mine.txt"):
+    for name, others in (("config.yaml", "config.yaml"), ("mine.parquet", "config.yaml, mine.parquet")):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "other" / name).write_text("{}")
         ran = command(*small, *none, "--out", tmp_path / "other")
-        assert ran.code == 2 and "holds something else than a run (config.yaml" in ran.output
+        assert ran.code == 2 and f"holds something else than a run ({others})" in ran.output
+    (tmp_path / "logged").mkdir()
+    (tmp_path / "logged" / "train.log").touch()  # where the run's own output goes
+    ran = command(*small, *none, "--out", tmp_path / "logged")
+    assert ran.code == 2 and "--model ./nothing" in ran.output
     ran = command("plot", grids)
     assert ran.code == 2 and f"{grids}: no run: there is no metrics.csv in it" in ran.output
     ran = command("plot", grids, "--out", "x.foo")

@@ -86,6 +86,23 @@ def test_killed_and_interrupted_runs_equal_one_that_was_not(small: list[str], ru
     assert_same(out, tmp_path / "whole")
 
 
+def test_a_run_has_its_directory_alone_and_stops_in_order_when_nobody_reads_what_it_says(
+    small: list[str], command: Train, tmp_path: Path
+) -> None:
+    """The second as in `trainer train … 2>&1 | tee log`, where Ctrl-C ends the reader as well."""
+    out = tmp_path / "run"
+    process = start(*small, "--out", out, "--save-every", "100000", "--max-steps", "100000")
+    wait_for(lambda: lines(out) > 0, process)
+    for resume in ("auto", "never"):
+        ran = command(*small, "--out", out, "--resume", resume)
+        assert ran.code == 2 and f"--out {out}: another process is at work there" in ran.output
+    assert process.stdout is not None
+    process.stdout.close()
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert saved(out) == [lines(out)]
+
+
 def test_two_processes_and_one_learn_the_same_and_one_goes_on_for_two(
     small: list[str], run: Train, tmp_path: Path
 ) -> None:
