@@ -97,9 +97,8 @@ def _build(
     if not row.size:
         raise ValueError("there are no cells")
     size = row.size // sequences
-    row_of, first_of_doc = _rows(row, doc, size)
-    count = int(row_of[-1]) + 1
-    first_of_sequence = np.append(row_of[::size], count)
+    row_of, row_bounds, first_of_doc = _rows(row, doc, size)
+    first_of_sequence = np.append(row_of[::size], row_bounds.size - 1)
     classes: list[Class] = [(None, sounding)]
     if stream is not None and visibility is not None:
         classes = _classes(stream, visibility, sounding)
@@ -108,7 +107,7 @@ def _build(
     cells = np.arange(0, row.size, size, dtype=np.int32)  # before every sequence
     queries, keys = np.zeros((2, sequences), np.int32)  # of every sequence, in earlier classes
     for asks, answers in classes:
-        query, key = _choose(asks, row_of, count), _choose(answers, row_of, count)
+        query, key = _choose(asks, row_of, row_bounds), _choose(answers, row_of, row_bounds)
         # What holds for one cell of a row, or of a doc, holds for all of them.
         asked, answered = query.before.take(first_of_doc), key.before.take(first_of_doc)
         lo, hi = answered[:-1].repeat(np.diff(asked)), key.before.take(query.rows)
@@ -145,9 +144,9 @@ def _index(parts: list[list[Ints]], bounds: list[int]) -> Index:
     return Index(*map(torch.from_numpy, (*columns, np.array(bounds))))
 
 
-def _rows(row: Ints, doc: Ints, size: int) -> tuple[Ints, Ints]:
-    """The row of every cell, counted through all sequences [S]; the first row of every conversation, and how many there are
-    in all [D + 1].
+def _rows(row: Ints, doc: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+    """The row of every cell, counted through all sequences [S]; where the R rows begin, and the number of cells [R + 1];
+    the first row of every conversation, and the number of rows [D + 1].
 
     Padding cells are alone in both; a new sequence begins after ``size`` cells. Raises ValueError where the cells are out
     of order.
@@ -173,7 +172,7 @@ def _rows(row: Ints, doc: Ints, size: int) -> tuple[Ints, Ints]:
     first, numbers = first[numbers >= 0], numbers[numbers >= 0]
     if ((numbers[1:] <= numbers[:-1]) & (first[1:] // size == first[:-1] // size)).any():
         raise ValueError("cells must be sorted by doc, and the cells of a doc must stand together")
-    return row_of, first_of_doc
+    return row_of, bounds, first_of_doc
 
 
 def _classes(stream: Ints, visibility: Cells, sounding: Bools | None) -> list[Class]:
@@ -204,15 +203,14 @@ class _Chosen(NamedTuple):
     before: Ints
 
 
-def _choose(chosen: Bools | None, row_of: Ints, count: int) -> _Chosen:
-    """The chosen cells of ``count`` rows; None: all."""
-    before = np.zeros(count + 1, np.int32)
+def _choose(chosen: Bools | None, row_of: Ints, bounds: Ints) -> _Chosen:
+    """The chosen cells; None: all. ``bounds``: where the rows begin, and the number of cells."""
     if chosen is None:
-        np.cumsum(np.bincount(row_of), out=before[1:])
-        return _Chosen(np.arange(row_of.size, dtype=np.int32), row_of, before)
+        return _Chosen(np.arange(row_of.size, dtype=np.int32), row_of, bounds.astype(np.int32))
     cells = chosen.nonzero()[0]
     rows = row_of.take(cells)
-    np.cumsum(np.bincount(rows, minlength=count), out=before[1:])
+    before = np.zeros(bounds.size, np.int32)
+    np.cumsum(np.bincount(rows, minlength=bounds.size - 1), out=before[1:])
     return _Chosen(cells.astype(np.int32), rows, before)
 
 
