@@ -121,7 +121,7 @@ def main() -> None:
         data = [given.data] if given.data else made(given, folder)
         results = {f"S={size}": measure(loaders(data, size), given.rounds) for size in (5_120, 16_384)}
     table(results)
-    software = {"torch": torch.__version__, "numpy": np.__version__}
+    software = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
     document = {
         "corpus": given.data or (given.corpus.name if given.corpus else "examples"),
         "rounds": given.rounds,
