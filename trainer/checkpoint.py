@@ -106,8 +106,6 @@ def save(run: Path, progress: Progress, model: StreamModel, optimizer: Optimizer
     """
     final = folder(run, progress.step)
     beside = beside_of(final)
-    if world.first:
-        tidy(run)
     with complete(final, beside):
         if world.first:
             beside.mkdir(parents=True)

@@ -46,10 +46,14 @@ def _leave() -> NoReturn:
     sys.exit(2)
 
 
+def _rank() -> int:
+    """Which process of several this is, as ``torchrun`` says."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def _process() -> str:
     """Which process of several speaks, where it is not the first."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f" in process {rank}"
+    return f" in process {_rank()}" if _rank() else ""
 
 
 def _say(text: str) -> None:
@@ -82,9 +86,7 @@ def _quiet_libraries() -> None:
 
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines())
-    logging.basicConfig(
-        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, handlers=[handler]
-    )
+    logging.basicConfig(level=logging.WARNING if _rank() else logging.INFO, handlers=[handler])
     for library, level in {
         "transformers": "ERROR",
         "torch": "ERROR",
@@ -143,17 +145,16 @@ def train(
     from trainer.train import train as run
 
     _quiet_libraries()
-    first = os.environ.get("RANK", "0") == "0"
     try:
         run(settings, out, resume == "auto", device)
     except Said:
         _leave()
     except Interrupted as stop:
-        if first:
+        if not _rank():
             _say(f"Stopped after step {stop.step}. The same command with --resume auto goes on from there.")
         sys.exit(130)
     except KeyboardInterrupt:
-        if first:
+        if not _rank():
             _say(f"Stopped at once; {checkpoint.standing(out)}.")
         sys.exit(130)
 
