@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention import ALLOWED, grid, milliseconds, tensors
+from attention import ALLOWED, STREAMS, grid, milliseconds, tensors
 from common import median, progress, report, save
 from resources import resources
 from triton.errors import TritonError  # type: ignore[import-untyped]
@@ -24,7 +24,6 @@ from triton.errors import TritonError  # type: ignore[import-untyped]
 from trainer.attention import configs, launch
 from trainer.attention.configs import Config, Kernel
 
-STREAMS = 10
 SHARED = 227 * 1024  # bytes that a program may have on compute capability 9.0
 
 CANDIDATES: dict[Kernel, list[Config]] = {

@@ -24,7 +24,7 @@ from jobs.shard import Done, Setup, ShardWorker, Task
 from jobs.shared_folder import check_seen, marked
 from pipeline.engines.spec import EngineSpec
 from pipeline.errors import UserError
-from pipeline.store.format import WORK
+from pipeline.store.format import IDENTITY
 
 if TYPE_CHECKING:
     from jobs.teaching import Taught
@@ -267,7 +267,7 @@ class _Worker:
 
         Raises :class:`UserError` where the node does not see what the driver has written.
         """
-        if setup.out.get(f"{WORK}/identity.json") is None:
+        if setup.out.get(IDENTITY) is None:
             raise UserError(
                 f"--out {setup.out}: the node '{socket.gethostname()}' does not see this directory. "
                 f"On a cluster, use a shared file system or a URL such as s3://bucket/grids"
